@@ -1,0 +1,439 @@
+"""`TaskBackend`: what callers see of every backend, and what a host's own subclass gets for free.
+
+A subclass need define `initialize`, `submit` and `shutdown` alone. `_executor` is its handler, `_initialized` whether
+it takes tasks, and `await self._run(task)` runs the handler, logs and swallows what it raises.
+
+Threads: any. Locks: _default_lock is a leaf; it guards the default backend, and the making of what is made once.
+_alive is guarded by the GIL's atomic set operations and read by copies.
+Holds: importing starts nothing; the exit hook is registered when the first backend starts.
+"""
+
+import asyncio
+import atexit
+import inspect
+import logging
+import os
+import threading
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
+from types import TracebackType
+from typing import Any, Protocol, Self, TypeVar
+
+from taskback import _clock
+from taskback._call import Handler
+from taskback._errors import UnknownTaskError, UnsupportedOptionError
+from taskback._handle import TaskHandle
+from taskback._keeper import LoopThread
+from taskback._promises import Promises
+from taskback._report import BackendStats
+from taskback._task import Task
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class TaskBackend(ABC):
+    """Takes tasks, plain dicts, and has one handler run them.
+
+    Where it runs them is the subclass's business; callers do not change. `async with` and `with` initialize on entry
+    and shut down on exit, and give the backend.
+
+    Attributes:
+        promises (Promises): What this backend keeps of the contract, as data.
+    """
+
+    promises: Promises = Promises()
+
+    _executor: Handler | None = None
+    _initialized: bool = False
+    _running_here: int = 0
+    _sync_loop: LoopThread | None = None
+
+    def set_handler(self, handler: Handler) -> None:
+        """Say what runs the tasks.
+
+        Args:
+            handler (Callable[[dict], Any]): Sync or async; takes the task.
+
+        Raises:
+            TypeError: `handler` is not callable.
+            HandlerNotSerializableError: It must travel to processes and cannot.
+        """
+        if not callable(handler):
+            raise TypeError(f"a handler must be callable, not a {type(handler).__name__}")
+        self._executor = handler
+
+    def set_executor(self, executor: Handler) -> None:
+        """The older name of `set_handler`.
+
+        Args:
+            executor (Callable[[dict], Any]): Sync or async; takes the task.
+
+        Raises:
+            TypeError: `executor` is not callable.
+        """
+        self.set_handler(executor)
+
+    @abstractmethod
+    async def initialize(self) -> None:
+        """Get ready to take tasks. A second call does nothing; after `shutdown` it starts afresh."""
+
+    @abstractmethod
+    async def submit(self, task: Task, **options: Any) -> Any:
+        """Hand over a task; returns promptly, before the task has run.
+
+        Args:
+            task (dict[str, Any]): What to do. It is copied: what becomes of the caller's dict changes nothing.
+            **options (Any): For this task alone. `id` (str, 1 to 64 characters; a live one is joined), `delay`
+                (seconds) or `not_before` (aware datetime or seconds since the epoch), `priority` (int, higher first),
+                `timeout` (seconds of running, None for no limit), `context` (dict[str, str]).
+
+        Returns:
+            TaskHandle: What to wait for the task with. Nothing need be read from it.
+
+        Raises:
+            TypeError: The task is no dict, or an option has the wrong type.
+            ValueError: An option makes no sense; `UnsupportedOptionError`, this backend cannot keep it.
+            UnknownTaskTypeError: The handler is a router that lacks the task's type.
+            TaskNotSerializableError: The task must travel to a process and cannot.
+            BackendClosedError: After `shutdown`.
+        """
+
+    @abstractmethod
+    async def shutdown(self) -> Any:
+        """Take no more tasks, and bring those in flight to an end."""
+
+    async def submit_task(self, task: Task, **options: Any) -> Any:
+        """The same as `submit`, under the name that one of the known hosts of this interface uses.
+
+        Args:
+            task (dict[str, Any]): What to do.
+            **options (Any): As for `submit`.
+
+        Returns:
+            TaskHandle: As from `submit`.
+
+        Raises:
+            Exception: As `submit` does.
+        """
+        return await self.submit(task, **options)
+
+    async def run(self, task: Task, **options: Any) -> Any:
+        """Hand over a task and wait for its result; a coroutine, so `create_task` and task groups take it.
+
+        Args:
+            task (dict[str, Any]): What to do.
+            **options (Any): As for `submit`.
+
+        Returns:
+            Any: What the handler returned.
+
+        Raises:
+            asyncio.CancelledError: The task was cancelled.
+            BaseException: What `submit` or the handler raised.
+        """
+        submitted = await self.submit(task, **options)
+        return await submitted if inspect.isawaitable(submitted) else submitted
+
+    # --- the same for callers without a loop ---
+
+    def initialize_sync(self) -> None:
+        """`initialize`, for callers without an event loop; from any thread.
+
+        Raises:
+            RuntimeError: Called while a worker imports its handler.
+        """
+        self._from_sync(self.initialize())
+
+    def submit_sync(self, task: Task, *, wait: float | None = None, **options: Any) -> Any:
+        """`submit`, for callers without an event loop; from any thread.
+
+        Args:
+            task (dict[str, Any]): What to do.
+            wait (float | None): Seconds that the call may block; None sets no bound.
+            **options (Any): As for `submit`.
+
+        Returns:
+            TaskHandle: As from `submit`.
+
+        Raises:
+            TimeoutError: `wait` was over; nothing was submitted.
+            Exception: As `submit` does.
+        """
+        return self._from_sync(self.submit(task, **options), wait)
+
+    def run_sync(self, task: Task, *, wait: float | None = None, **options: Any) -> Any:
+        """`run`, for callers without an event loop; from any thread.
+
+        Args:
+            task (dict[str, Any]): What to do.
+            wait (float | None): Seconds that the call may block; the task is cancelled when they have passed.
+            **options (Any): As for `submit`.
+
+        Returns:
+            Any: What the handler returned.
+
+        Raises:
+            TimeoutError: `wait` was over before the task.
+            RuntimeError: Called in the event loop that is to run the task, which would wait for itself.
+            BaseException: What `submit` or the handler raised.
+        """
+        deadline = _clock.deadline_after(wait)
+        submitted = self.submit_sync(task, wait=wait, **options)
+        if not isinstance(submitted, TaskHandle):
+            return submitted
+        left = None if wait is None else max(0.0, deadline - _clock.monotonic())
+        try:
+            return submitted.result(left)
+        except BaseException:
+            if not submitted.done():  # the wait is over, or it was interrupted: nobody else holds the handle
+                submitted.cancel()
+            raise
+
+    def shutdown_sync(self, timeout: float | None = None) -> Any:
+        """`shutdown`, for callers without an event loop; from any thread.
+
+        Args:
+            timeout (float | None): As for `shutdown`, where it takes one.
+
+        Returns:
+            ShutdownReport: As from `shutdown`.
+
+        Raises:
+            RuntimeError: Called in the event loop that runs the tasks, which would wait for itself.
+        """
+        shutdown: Callable[..., Coroutine[Any, Any, Any]] = self.shutdown
+        report = self._from_sync(shutdown() if timeout is None else shutdown(timeout))
+        loop, self._sync_loop = self._sync_loop, None
+        if loop is not None:
+            loop.stop()
+        return report
+
+    def _from_sync(self, main: Coroutine[Any, Any, T], wait: float | None = None) -> T:
+        """Run a coroutine of a host's own subclass for a caller without a loop, in a loop thread of ours."""
+        with _default_lock:
+            if self._sync_loop is None:
+                self._sync_loop = LoopThread(f"{type(self).__name__}-sync")
+            loop = self._sync_loop
+        future = asyncio.run_coroutine_threadsafe(main, loop.start())
+        try:
+            return future.result(wait)
+        except BaseException:
+            future.cancel()
+            raise
+
+    # --- answers, as far as a subclass that knows of none can give them ---
+
+    def handle(self, task_id: str) -> TaskHandle:
+        """The handle of a task in flight, or of one among the last `keep_ended` that ended.
+
+        Args:
+            task_id (str): The task's id.
+
+        Returns:
+            TaskHandle: Its first submitter's; cancelling it is that submitter's cancelling.
+
+        Raises:
+            UnknownTaskError: There is no such task.
+        """
+        raise UnknownTaskError(task_id, 0)
+
+    def hurry(self, timeout: float = 0) -> None:
+        """Shorten a shutdown under way. Takes no lock and does not wait: what a signal handler may call.
+
+        Args:
+            timeout (float): Seconds that it may go on draining. Without a shutdown under way nothing happens.
+
+        Raises:
+            ValueError: `timeout` is negative or NaN.
+        """
+        _clock.checked_seconds("timeout", timeout)
+
+    @property
+    def inflight_count(self) -> int:
+        """How many tasks are in flight, read without a lock.
+
+        Returns:
+            int: Queued and running ones.
+        """
+        return self._running_here
+
+    def stats(self) -> BackendStats:
+        """The figures of the backend.
+
+        Returns:
+            BackendStats: As of now.
+        """
+        return BackendStats(running=self._running_here)
+
+    def subscribe(self, listener: Callable[[Any], Any]) -> Callable[[], None]:
+        """Have a listener called with every event, in order a task, on one thread of the backend's.
+
+        Args:
+            listener (Callable[[Event], Any]): Takes an event. A slow one loses events and delays no task.
+
+        Returns:
+            Callable[[], None]: Takes the listener out again.
+
+        Raises:
+            TypeError: `listener` is not callable.
+        """
+        raise UnsupportedOptionError(type(self).__name__, "subscribe", "it tells no events")
+
+    async def _run(self, task: Task) -> None:
+        """Run the handler; what it raises is logged and swallowed."""
+        if self._executor is None:
+            logger.warning("%s has no handler; dropping a task of type %r", type(self).__name__, task.get("type"))
+            return
+        self._running_here += 1
+        try:
+            result = self._executor(task)
+            if inspect.isawaitable(result):
+                await result
+        except Exception as error:
+            logger.warning("handler failed on a task of type %r: %s", task.get("type"), error, exc_info=True)
+        finally:
+            self._running_here -= 1
+
+    # --- context managers ---
+
+    async def __aenter__(self) -> Self:
+        await self.initialize()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.shutdown()
+
+    def __enter__(self) -> Self:
+        self.initialize_sync()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.shutdown_sync()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A handler's globals may hold its backend. It travels to workers as something that says so when used.
+        return BackendElsewhere, (type(self).__name__,)
+
+
+class BackendElsewhere:
+    """Stands in a worker for a backend of its parent; using it raises a `RuntimeError`."""
+
+    def __init__(self, name: str) -> None:
+        self.__dict__["_name"] = name
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # what pickle and friends ask for in passing
+            raise AttributeError(name)
+        raise RuntimeError(f"this {self.__dict__['_name']} lives in the parent process and cannot be used in a worker")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return BackendElsewhere, (self.__dict__["_name"],)
+
+
+# --- the default backend ---
+
+_default_lock = threading.Lock()
+_default: TaskBackend | None = None
+_make_default: Callable[[], TaskBackend] | None = None
+
+
+def default_is_made_by(make: Callable[[], TaskBackend]) -> None:
+    """Say what makes the default backend; its room lies above this one."""
+    global _make_default
+    _make_default = make
+
+
+def get_default_task_backend() -> TaskBackend:
+    """The backend of the whole program.
+
+    Returns:
+        TaskBackend: A `SyncTaskBackend` until `set_default_task_backend` has been called.
+    """
+    global _default
+    with _default_lock:
+        if _default is None:
+            assert _make_default is not None
+            _default = _make_default()
+        return _default
+
+
+def set_default_task_backend(backend: TaskBackend) -> None:
+    """Set the backend of the whole program.
+
+    Args:
+        backend (TaskBackend): What `get_default_task_backend` gives from now on. The old one is not shut down.
+
+    Raises:
+        TypeError: `backend` is no `TaskBackend`.
+    """
+    if not isinstance(backend, TaskBackend):
+        raise TypeError(f"the default backend must be a TaskBackend, not a {type(backend).__name__}")
+    global _default
+    with _default_lock:
+        _default = backend
+
+
+# --- the end of the program, and forks ---
+
+
+class Mortal(Protocol):
+    """A backend that must be told when the program ends, and when it has been forked."""
+
+    def at_exit(self) -> "Future[Any] | None":
+        """Begin to end everything; what comes back is waited for, for `exit_seconds` at most."""
+        ...
+
+    def exit_seconds(self) -> float:
+        """How long that may take."""
+        ...
+
+    def forked(self) -> None:
+        """This is a fork: start afresh, and touch nothing of the parent's."""
+        ...
+
+
+_alive: "weakref.WeakSet[Mortal]" = weakref.WeakSet()
+_hooked = False
+
+
+def tell_at_the_end(backend: Mortal) -> None:
+    """Have a backend told when the program ends, and when it has been forked."""
+    global _hooked
+    with _default_lock:
+        _alive.add(backend)
+        if _hooked:
+            return
+        _hooked = True
+    # Not atexit where that can be helped: it runs after all threads have been joined, so never while one of the
+    # program's waits on a handle.
+    register = getattr(threading, "_register_atexit", atexit.register)
+    register(_end_all)
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_forked)
+
+
+def _end_all() -> None:
+    """The program ends: cancel what is queued, kill the workers. Starts nothing."""
+    waits = [(backend.at_exit(), _clock.monotonic() + backend.exit_seconds()) for backend in list(_alive)]
+    for future, deadline in waits:
+        if future is None:
+            continue
+        try:
+            future.result(max(0.0, deadline - _clock.monotonic()))
+        except Exception:
+            logger.error("a backend did not end with the program", exc_info=True)
+
+
+def _forked() -> None:
+    global _default_lock
+    _default_lock = threading.Lock()
+    for backend in list(_alive):
+        backend.forked()

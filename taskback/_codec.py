@@ -1,0 +1,182 @@
+"""Bytes, not objects, cross to a process: how things are pickled, and what is said when they cannot be.
+
+Plain pickle first. If that fails, or the bytes name `__main__` (plain pickle does not fail there, the worker
+would), cloudpickle, which carries functions and classes by value.
+"""
+
+import pickle
+import traceback
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+import cloudpickle
+
+from taskback._errors import NotSerializableError, RemoteError, RemoteTraceback, TaskNotSerializableError
+
+PROTOCOL: Final = 5
+MAX_DEPTH: Final = 8  # how deep the search for the culprit goes
+
+
+def dumps(value: Any) -> bytes:
+    """Pickle `value`; raises whatever pickling raises."""
+    try:
+        data = pickle.dumps(value, PROTOCOL)
+    except Exception:
+        return bytes(cloudpickle.dumps(value, PROTOCOL))
+    if b"__main__" in data:
+        return bytes(cloudpickle.dumps(value, PROTOCOL))
+    return data
+
+
+loads = pickle.loads
+
+
+def dumps_or_refuse(value: Any, name: str, refusal: type[NotSerializableError]) -> bytes:
+    """Pickle `value`, called `name` in the error that says which part of it cannot be pickled."""
+    try:
+        return dumps(value)
+    except RecursionError as error:
+        raise refusal(name, type(value).__name__, "it is nested too deeply") from error
+    except Exception as error:
+        path, culprit, why = _culprit(name, value, _words(error), MAX_DEPTH)
+        raise refusal(path, type(culprit).__name__, why) from error
+
+
+class PackedMapping(Mapping[str, Any]):
+    """A mapping that is unpickled when somebody looks at it, on the thread of whoever looks."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def _loaded(self) -> Mapping[str, Any]:
+        loaded: Mapping[str, Any] = loads(self._data)
+        return loaded
+
+    def __getitem__(self, key: str) -> Any:
+        return self._loaded()[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._loaded())
+
+    def __len__(self) -> int:
+        return len(self._loaded())
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
+
+
+def dumps_task(task: Any) -> bytes:
+    """Pickle a task for a process, or say which part of it cannot be."""
+    return dumps_or_refuse(task, "task", TaskNotSerializableError)
+
+
+def _culprit(path: str, value: Any, why: str, depth: int) -> tuple[str, Any, str]:
+    """Follow the parts of `value` down to the smallest one that cannot be pickled by itself."""
+    if depth:
+        for part_path, part in _parts(path, value):
+            try:
+                dumps(part)
+            except Exception as error:
+                return _culprit(part_path, part, _words(error), depth - 1)
+    return path, value, why
+
+
+def _parts(path: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            yield f"{path} key {key!r}", key
+            yield f"{path}[{key!r}]".replace("'", '"'), part
+    elif isinstance(value, (list, tuple)):
+        for index, part in enumerate(value):
+            yield f"{path}[{index}]", part
+    elif isinstance(value, (set, frozenset)):
+        for part in value:
+            yield f"{path} member", part
+    elif hasattr(value, "__code__"):
+        yield from _function_parts(path, value)
+    elif isinstance(getattr(value, "__dict__", None), dict) and not isinstance(value, type):
+        for key, part in vars(value).items():
+            yield f"{path}.{key}", part
+
+
+def _function_parts(path: str, function: Any) -> Iterator[tuple[str, Any]]:
+    """What a function that travels by value drags along: its closure and the globals that it names."""
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        try:
+            yield f"{path} closes over {name}", cell.cell_contents
+        except ValueError:  # the name has no value yet
+            continue
+    names_globals = getattr(function, "__globals__", {})
+    for name in function.__code__.co_names:
+        if name in names_globals:
+            yield f"{path} uses the global {name}", names_globals[name]
+
+
+def _words(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def safe_text(value: object) -> str:
+    """`str(value)`, also where that raises."""
+    try:
+        return str(value)
+    except Exception:
+        return f"<{type(value).__name__} whose text cannot be had>"
+
+
+def traceback_text(error: BaseException) -> str:
+    """The traceback of `error` as text, without our own frames at its top."""
+    try:
+        return "".join(traceback.format_exception(type(error), error, without_our_frames(error)))
+    except Exception:
+        return f"{type(error).__name__}: {safe_text(error)}\n"
+
+
+def without_our_frames(error: BaseException) -> Any:
+    """The traceback of `error` from the first frame on that is not ours; all of it if there is none."""
+    frame = error.__traceback__
+    while frame is not None and frame.tb_frame.f_globals.get("__name__", "").startswith("taskback."):
+        frame = frame.tb_next
+    return frame or error.__traceback__
+
+
+def error_type(error: BaseException) -> str:
+    """The type's name, of the remote one where `error` stands for it."""
+    return error.type_name if isinstance(error, RemoteError) else type_name(error)
+
+
+def error_traceback(error: BaseException) -> str:
+    """The traceback as text: the worker's, where the error came from one."""
+    cause = error.__cause__
+    return cause.text if isinstance(cause, RemoteTraceback) else traceback_text(error)
+
+
+def type_name(error: BaseException) -> str:
+    """The error's type as a caller would import it."""
+    kind = type(error)
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def pack_error(error: BaseException) -> tuple[str, str, str, bytes | None]:
+    """An exception as what can always cross: type name, text, traceback, and itself where it can be pickled."""
+    try:
+        data: bytes | None = dumps(error)
+    except BaseException:  # a __reduce__ may raise anything
+        data = None
+    return type_name(error), safe_text(error), traceback_text(error), data
+
+
+def unpack_error(packed: tuple[str, str, str, bytes | None]) -> BaseException:
+    """What `pack_error` packed: the exception itself, or a `RemoteError` where it cannot be rebuilt."""
+    name, text, trace, data = packed
+    error: Any = None
+    if data is not None:
+        try:
+            error = loads(data)
+        except BaseException:  # a constructor may raise anything
+            error = None
+    if not isinstance(error, BaseException):
+        error = RemoteError(name, text, trace)
+    error.__cause__ = RemoteTraceback(trace)
+    rebuilt: BaseException = error
+    return rebuilt

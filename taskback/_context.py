@@ -1,0 +1,74 @@
+"""Context that travels beside a task: strings captured where it is submitted, restored where it runs.
+
+Threads: any. Locks: _lock is a leaf; the registered functions are never called under it.
+"""
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+
+Capture = Callable[[], Mapping[str, str]]
+Restore = Callable[[Mapping[str, str]], AbstractContextManager[object] | None]
+
+_lock = threading.Lock()
+_pairs: tuple[tuple[Capture, Restore], ...] = ()
+
+
+def add_context(capture: Capture, restore: Restore) -> Callable[[], None]:
+    """Have something travel beside every task that is submitted from now on: a trace id, a log field.
+
+    Args:
+        capture (Callable[[], Mapping[str, str]]): Called in the submitter's context by every submit; gives what is
+            to travel, under names of its own.
+        restore (Callable[[Mapping[str, str]], AbstractContextManager | None]): Called where the handler is about to
+            run, with all that travels beside the task. A context manager that it returns is entered around
+            the handler. For a process it is pickled with the handler.
+
+    Returns:
+        Callable[[], None]: Takes the pair out again; calling it twice does no harm.
+
+    Raises:
+        TypeError: One of the two is not callable.
+    """
+    if not all(map(callable, (capture, restore))):
+        raise TypeError("add_context takes two callables: capture() and restore(context)")
+    pair = (capture, restore)
+    global _pairs
+    with _lock:
+        _pairs = (*_pairs, pair)
+
+    def remove() -> None:
+        global _pairs
+        with _lock:
+            _pairs = tuple(other for other in _pairs if other is not pair)
+
+    return remove
+
+
+def restores() -> tuple[Restore, ...]:
+    """The restoring halves of what is registered now."""
+    return tuple(restore for _, restore in _pairs)
+
+
+def captured(extra: Mapping[str, str] | None) -> dict[str, str]:
+    """What travels beside a task submitted here and now; `extra` (the submission's own) wins."""
+    found: dict[str, str] = {}
+    for capture, _ in _pairs:
+        found.update(capture())
+    if extra:
+        found.update(extra)
+    for name, value in found.items():
+        if not all(isinstance(each, str) for each in (name, value)):
+            raise TypeError(f"context must map strings to strings, not {name!r} to {type(value).__name__}")
+    return found
+
+
+@contextmanager
+def restored(functions: tuple[Restore, ...], context: Mapping[str, str]) -> Iterator[None]:
+    """Around a handler: everything that travelled beside its task is in place."""
+    with ExitStack() as stack:
+        for restore in functions:
+            manager = restore(context)
+            if manager is not None:
+                stack.enter_context(manager)
+        yield

@@ -1,0 +1,239 @@
+"""Every error of taskback, under one base.
+
+Each also derives from the built-in that a caller would catch anyway, is made from facts, keeps them as
+attributes, and survives pickle (`__reduce__`: pickle would otherwise call the class with the message alone).
+What a handler raises reaches the caller as it is; the errors here are for what befell the backend.
+"""
+
+import signal
+from collections.abc import Iterable
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+
+class TaskbackError(Exception):
+    """The base of all errors that taskback raises."""
+
+
+class TaskCancelled(BaseException):
+    """Raised inside a handler to stop it.
+
+    A `BaseException`, so that `except Exception` in a handler does not swallow it. It is raised at the next
+    bytecode of a running sync handler, and by `current_task().raise_if_cancelled()`.
+    """
+
+
+class BackendClosedError(TaskbackError, RuntimeError):
+    """The backend was shut down, or is being shut down, and takes no task."""
+
+    def __init__(self, backend: str, state: str) -> None:
+        super().__init__(f"{backend} takes no tasks: it is {state}; initialize it again to go on")
+        self.backend = backend
+        self.state = state
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.backend, self.state)
+
+
+class NoHandlerError(TaskbackError, RuntimeError):
+    """A task came before there was a handler."""
+
+    def __init__(self, backend: str, task_type: str | None) -> None:
+        super().__init__(f"{backend} has no handler for a task of type {task_type!r}; call set_handler first")
+        self.backend = backend
+        self.task_type = task_type
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.backend, self.task_type)
+
+
+class UnknownTaskTypeError(TaskbackError, LookupError):
+    """The router has no handler for the task's type and no fallback."""
+
+    def __init__(self, task_type: str | None, known: Iterable[str]) -> None:
+        self.task_type = task_type
+        self.known = tuple(sorted(known))
+        super().__init__(f"no handler for task type {task_type!r}; known types: {', '.join(self.known) or 'none'}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.task_type, self.known)
+
+
+class UnknownTaskError(TaskbackError, LookupError):
+    """No task of this id is in flight, nor among the ended ones that are kept."""
+
+    def __init__(self, task_id: str, kept: int) -> None:
+        super().__init__(f"no task {task_id!r} in flight, nor among the last {kept} that ended (keep_ended={kept})")
+        self.task_id = task_id
+        self.kept = kept
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.task_id, self.kept)
+
+
+class UnsupportedOptionError(TaskbackError, ValueError):
+    """This backend cannot keep an option of the submission."""
+
+    def __init__(self, backend: str, option: str, why: str) -> None:
+        super().__init__(f"{backend} cannot keep {option}: {why}")
+        self.backend = backend
+        self.option = option
+        self.why = why
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.backend, self.option, self.why)
+
+
+class NotSerializableError(TaskbackError, TypeError):
+    """Something that must cross to a process cannot be pickled; `path` says which part of it."""
+
+    what = "value"
+
+    def __init__(self, path: str, type_name: str, why: str) -> None:
+        super().__init__(f"{self.what} cannot cross to a process: {path} is a {type_name} ({why})")
+        self.path = path
+        self.type_name = type_name
+        self.why = why
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.path, self.type_name, self.why)
+
+
+class TaskNotSerializableError(NotSerializableError):
+    """The task cannot be pickled. Raised by submit; nothing was accepted."""
+
+    what = "task"
+
+
+class HandlerNotSerializableError(NotSerializableError):
+    """The handler, or what it drags along by value, cannot be pickled. Raised by set_handler."""
+
+    what = "handler"
+
+
+class ResultNotSerializableError(NotSerializableError):
+    """The handler's result cannot be pickled, or not be rebuilt in the parent. Fails its own task alone."""
+
+    what = "result"
+
+
+class ProgressNotSerializableError(NotSerializableError):
+    """What a handler reported cannot be pickled. Raised by report, in the handler."""
+
+    what = "progress"
+
+
+class RemoteTraceback(TaskbackError):
+    """The traceback of a worker, as text: the cause of an exception that was raised there."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
+
+    def __str__(self) -> str:
+        return f"\n{self.text.rstrip()}"
+
+
+class RemoteError(TaskbackError, RuntimeError):
+    """Stands for an exception of a worker that could not be rebuilt here."""
+
+    def __init__(self, type_name: str, text: str, traceback: str) -> None:
+        super().__init__(f"{type_name}: {text}" if text else type_name)
+        self.type_name = type_name
+        self.text = text
+        self.traceback = traceback
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.type_name, self.text, self.traceback)
+
+
+class TaskTimeoutError(TaskbackError, TimeoutError):
+    """The task's time was up.
+
+    `stack` is what the task was doing when it was stopped, where the backend can tell (`promises.stacks`).
+    """
+
+    def __init__(self, task_id: str, timeout: float, ran: float, stack: str | None = None) -> None:
+        super().__init__(f"task {task_id} exceeded its time limit of {timeout:g} s (ran for {ran:.3f} s)")
+        self.task_id = task_id
+        self.timeout = timeout
+        self.ran = ran
+        self.stack = stack
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.task_id, self.timeout, self.ran, self.stack)
+
+
+class WorkerDiedError(TaskbackError, BrokenProcessPool):
+    """The task's worker died, and the task with it.
+
+    `exitcode` is negative for a signal, as in `multiprocessing`; `peak_rss_bytes` is None where the system did
+    not tell. `ran` is None if the task may not have started.
+    """
+
+    def __init__(
+        self,
+        pid: int | None,
+        exitcode: int | None,
+        ran: float | None = None,
+        peak_rss_bytes: int | None = None,
+        why: str = "",
+    ) -> None:
+        self.pid = pid
+        self.exitcode = exitcode
+        self.ran = ran
+        self.peak_rss_bytes = peak_rss_bytes
+        self.why = why
+        super().__init__(self._text())
+
+    @property
+    def signal_name(self) -> str | None:
+        """The signal that ended the worker (`SIGKILL`), or None if it exited."""
+        if self.exitcode is None or self.exitcode >= 0:
+            return None
+        try:
+            return signal.Signals(-self.exitcode).name
+        except ValueError:  # a real-time signal has no name of its own
+            return f"signal {-self.exitcode}"
+
+    def _text(self) -> str:
+        if self.exitcode is None:
+            how = "ended"
+        elif self.signal_name:
+            how = f"was ended by {self.signal_name}"
+        else:
+            how = f"exited with status {self.exitcode}"
+        text = f"worker pid={self.pid} {how}"
+        if self.ran is not None:
+            text += f" after its task had run for {self.ran:.3f} s"
+        if self.peak_rss_bytes is not None:
+            text += f", peak memory {self.peak_rss_bytes / 2**20:.0f} MiB"
+        return f"{text}; {self.why}" if self.why else text
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.pid, self.exitcode, self.ran, self.peak_rss_bytes, self.why)
+
+
+class TaskAbandonedError(TaskbackError, RuntimeError):
+    """The task was told to stop and did not; its thread cannot be killed and may still run."""
+
+    def __init__(self, task_id: str, grace: float, why: str) -> None:
+        super().__init__(f"task {task_id} did not stop within {grace:g} s after its {why} and was abandoned")
+        self.task_id = task_id
+        self.grace = grace
+        self.why = why
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.task_id, self.grace, self.why)
+
+
+class ForeignHandleError(TaskbackError, RuntimeError):
+    """The handle belongs to the process that this one was forked from; here it will never end."""
+
+    def __init__(self, task_id: str, pid: int) -> None:
+        super().__init__(f"the handle of task {task_id} belongs to process {pid}, not to this fork of it")
+        self.task_id = task_id
+        self.pid = pid
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.task_id, self.pid)

@@ -1,0 +1,331 @@
+"""What a caller holds of its task: a future that can also be awaited.
+
+Threads: any. A handle is ended by the ledger's owner, in two steps: `_settle` under the ledger's lock (state, result,
+those who block on it), then `_announce` outside of it (loops that await it, callbacks, which are user code).
+Locks: the future's own condition is a leaf below the ledger's lock.
+Holds: a handle ends once. Whoever is woken by it finds the backend's figures already up to date.
+"""
+
+import asyncio
+import os
+from collections.abc import Callable, Generator
+from concurrent.futures import Future
+from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, PENDING, RUNNING
+from functools import partial
+from typing import Any, Protocol
+
+from taskback import _clock
+from taskback._call import Outcome
+from taskback._errors import ForeignHandleError
+from taskback._run import Attempt, Run
+from taskback._state import TaskState
+from taskback._task import Progress, Task
+
+
+class Owner(Protocol):
+    """What a handle needs of its backend."""
+
+    def release(self, handle: "TaskHandle") -> bool:
+        """The handle lets go of its run; True if it will end CANCELLED."""
+        ...
+
+
+class TaskHandle(Future[Any]):
+    """A submitted task, as its submitter sees it.
+
+    A `concurrent.futures.Future`, so `wait`, `as_completed` and `asyncio.wrap_future` take it, that can also be
+    awaited, from any event loop. As with an `asyncio.Task`, cancelling the coroutine that awaits it cancels the task;
+    `asyncio.shield` is the way around that. It ends only when its work has really stopped (ABANDONED aside).
+
+    Source:
+        `concurrent.futures.Future` (Python 3.11 documentation) for what it shares with it.
+    """
+
+    _done_callbacks: list[Callable[[Future[Any]], object]]  # Future's own; pinned by a test
+
+    def __init__(self, run: Run, owner: Owner) -> None:
+        super().__init__()
+        self._run = run
+        self._owner = owner
+        self._pid = os.getpid()
+        self._let_go_ns: int | None = None  # when it let go of a run that goes on for others
+        self._loop_waiters: list[tuple[asyncio.AbstractEventLoop, Callable[[], object], object]] = []
+
+    @property
+    def id(self) -> str:
+        """The task's id: the caller's own, or one that grows with time.
+
+        Returns:
+            str: 1 to 64 characters.
+        """
+        return self._run.id
+
+    @property
+    def task(self) -> Task:
+        """The task as it was submitted.
+
+        Returns:
+            dict[str, Any]: A copy; in a process backend rebuilt from its bytes at each call.
+        """
+        return self._run.task()
+
+    @property
+    def type(self) -> str | None:
+        """The task's `"type"`.
+
+        Returns:
+            str | None: None for a task without one.
+        """
+        return self._run.type
+
+    @property
+    def context(self) -> dict[str, str]:
+        """What travels beside the task; see `add_context`.
+
+        Returns:
+            dict[str, str]: A copy.
+        """
+        return dict(self._run.context)
+
+    @property
+    def state(self) -> TaskState:
+        """Where the task is; CANCELLED as soon as this handle has let go of a run that others share.
+
+        Returns:
+            TaskState: One of eight; `state.final` tells whether it is over.
+        """
+        return TaskState.CANCELLED if self._let_go_ns is not None else self._run.state
+
+    @property
+    def attempt(self) -> int:
+        """Which attempt this is.
+
+        Returns:
+            int: From 1.
+        """
+        return self._run.attempt
+
+    @property
+    def attempts(self) -> tuple[Attempt, ...]:
+        """The attempts that have ended.
+
+        Returns:
+            tuple[Attempt, ...]: In order.
+        """
+        return self._run.attempts
+
+    @property
+    def queued_at(self) -> float:
+        """When the task was accepted.
+
+        Returns:
+            float: Seconds since the epoch.
+        """
+        return _clock.epoch_ns(self._run.queued_ns) / 1e9
+
+    @property
+    def started_at(self) -> float | None:
+        """When the handler was called.
+
+        Returns:
+            float | None: Seconds since the epoch, None before that.
+        """
+        return _clock.epoch(self._run.started_ns)
+
+    @property
+    def finished_at(self) -> float | None:
+        """When the task, or this handle's hold on it, ended.
+
+        Returns:
+            float | None: Seconds since the epoch, None before that.
+        """
+        return _clock.epoch(self._let_go_ns or self._run.finished_ns)
+
+    @property
+    def worker_pid(self) -> int | None:
+        """The process that the handler runs, or ran, in.
+
+        Returns:
+            int | None: None before that is known.
+        """
+        return self._run.pid
+
+    @property
+    def progress(self) -> Progress | None:
+        """What the handler last reported.
+
+        Returns:
+            Progress | None: None before the first report.
+        """
+        return self._run.progress
+
+    def cancel(self) -> bool:
+        """Stop the task.
+
+        A queued one ends there and then. A running one is told to stop; the handle ends when it has. Where others
+        share the task (same id), this handle alone ends, and the task is stopped when the last one has let go.
+
+        Returns:
+            bool: True if the task will not complete for this handle; False if it is over, or cannot be stopped.
+
+        Raises:
+            ForeignHandleError: In a fork of the process that submitted it.
+        """
+        self._refuse_foreign()
+        return self._owner.release(self)
+
+    def result(self, timeout: float | None = None) -> Any:
+        """Wait for the task and give its result.
+
+        Args:
+            timeout (float | None): Seconds to wait; None waits for as long as it takes. Nothing happens to the task
+                when they have passed.
+
+        Returns:
+            Any: What the handler returned.
+
+        Raises:
+            TimeoutError: The wait was over before the task; `done()` is then False. A task whose own time was
+                up raises `TaskTimeoutError`, which is one too.
+            concurrent.futures.CancelledError: The task was cancelled.
+            ForeignHandleError: In a fork of the process that submitted it.
+            RuntimeError: Called in the event loop that is to run the task, which would wait for itself.
+            BaseException: What the handler raised.
+        """
+        self._refuse_to_block()
+        return super().result(timeout)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Wait for the task and give what it ended with.
+
+        Args:
+            timeout (float | None): Seconds to wait; None waits for as long as it takes.
+
+        Returns:
+            BaseException | None: None if it succeeded.
+
+        Raises:
+            TimeoutError: The wait was over before the task.
+            concurrent.futures.CancelledError: The task was cancelled.
+            ForeignHandleError: In a fork of the process that submitted it.
+            RuntimeError: Called in the event loop that is to run the task, which would wait for itself.
+        """
+        self._refuse_to_block()
+        return super().exception(timeout)
+
+    def _refuse_foreign(self) -> None:
+        if self._pid != os.getpid() and self._state not in (FINISHED, CANCELLED_AND_NOTIFIED):
+            raise ForeignHandleError(self.id, self._pid)
+
+    def _refuse_to_block(self) -> None:
+        self._refuse_foreign()
+        home = self._run.home_loop
+        if home is not None and not self.done() and asyncio._get_running_loop() is home:
+            raise RuntimeError(f"task {self.id} runs in this event loop; blocking on it here would never end: await it")
+
+    def add_done_callback(self, fn: Callable[[Future[Any]], object]) -> None:
+        """Have `fn(handle)` called when the handle ends, or at once if it has ended.
+
+        It runs on the thread that ends the handle, so it should be short. What asyncio itself adds (`asyncio.wait`)
+        is called in its event loop.
+
+        Args:
+            fn (Callable[[TaskHandle], object]): What to call; what it raises is logged.
+
+        Raises:
+            ForeignHandleError: In a fork of the process that submitted it.
+        """
+        self._refuse_foreign()
+        # asyncio.wait takes whatever is no coroutine for a future of its loop, and would be called in ours.
+        if getattr(fn, "__module__", None) == "asyncio.tasks":
+            self._wake_in_loop(asyncio.get_running_loop(), partial(fn, self), fn)
+        else:
+            super().add_done_callback(fn)
+
+    def remove_done_callback(self, fn: Callable[[Future[Any]], object]) -> int:
+        """Take a callback out again; asyncio's own functions do.
+
+        Args:
+            fn (Callable[[TaskHandle], object]): What was added.
+
+        Returns:
+            int: How many times it was found.
+        """
+        with self._condition:
+            before = len(self._loop_waiters) + len(self._done_callbacks)
+            self._loop_waiters = [entry for entry in self._loop_waiters if entry[2] != fn]
+            self._done_callbacks = [other for other in self._done_callbacks if other != fn]
+            return before - len(self._loop_waiters) - len(self._done_callbacks)
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        yield from self._until_done(cancels=True).__await__()
+        if self._state == CANCELLED_AND_NOTIFIED:
+            raise asyncio.CancelledError(f"task {self.id} was cancelled")
+        return super().result(0)
+
+    async def _until_done(self, cancels: bool) -> None:
+        """Wait in the running loop; being cancelled cancels the task where `cancels` is set."""
+        self._refuse_foreign()
+        loop = asyncio.get_running_loop()
+        if self.done():
+            return
+        waiter: asyncio.Future[None] = loop.create_future()
+        self._wake_in_loop(loop, partial(_release, waiter), waiter)
+        try:
+            await waiter
+        except asyncio.CancelledError:
+            if cancels:
+                self.cancel()
+            raise
+        finally:
+            if not self.done():
+                self.remove_done_callback(waiter)  # type: ignore[arg-type]  # the waiter is its own key
+
+    def _wake_in_loop(self, loop: asyncio.AbstractEventLoop, wake: Callable[[], object], key: object) -> None:
+        with self._condition:
+            if self._state in (PENDING, RUNNING):
+                self._loop_waiters.append((loop, wake, key))
+                return
+        loop.call_soon(wake)
+
+    def _mark_running(self) -> None:
+        """The handler has been called. Under the ledger's lock."""
+        with self._condition:
+            if self._state == PENDING:
+                self._state = RUNNING
+
+    def _settle(self, outcome: Outcome) -> None:
+        """End the handle, without its callbacks. Under the ledger's lock."""
+        with self._condition:
+            if outcome.state is TaskState.CANCELLED:
+                # From the first moment on as `concurrent.futures.wait` knows a cancelled future that is over.
+                self._state = CANCELLED_AND_NOTIFIED
+                for waiter in self._waiters:
+                    waiter.add_cancelled(self)
+            elif outcome.error is not None:
+                self._exception, self._state = outcome.error, FINISHED
+                for waiter in self._waiters:
+                    waiter.add_exception(self)
+            else:
+                self._result, self._state = outcome.value, FINISHED
+                for waiter in self._waiters:
+                    waiter.add_result(self)
+            self._condition.notify_all()
+
+    def _wake_loops(self) -> None:
+        """Wake the loops that await the handle. After `_settle`, outside of any lock; runs no user code."""
+        waiters, self._loop_waiters = self._loop_waiters, []
+        for loop, wake, _ in waiters:
+            try:
+                loop.call_soon_threadsafe(wake)
+            except RuntimeError:  # the loop has closed: nobody waits there any more
+                continue
+
+    def __repr__(self) -> str:
+        foreign = f" of process {self._pid}" if self._pid != os.getpid() else ""
+        return f"<TaskHandle {self.id} type={self.type!r} {self.state.value}{foreign}>"
+
+
+def _release(waiter: "asyncio.Future[None]") -> None:
+    if not waiter.done():
+        waiter.set_result(None)

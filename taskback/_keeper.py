@@ -1,0 +1,98 @@
+"""An event loop on a thread of its own.
+
+A backend has one for its duties (limits, shutdown, what workers say), where no user code runs, so that it keeps its
+times. Async backends have another for the tasks of callers that have no loop.
+
+Threads: start(), stop() and call() from any; what was called runs on the loop's thread.
+Locks: _lock is a leaf; it guards the start alone. call() takes none and may be used in a signal handler.
+"""
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from taskback import _clock
+
+logger = logging.getLogger(__name__)
+
+
+class LoopThread:
+    """A daemon thread with a running event loop, from the first `start` to `stop`; it can be started again."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self.loop: asyncio.AbstractEventLoop | None = None
+
+    def start(self) -> asyncio.AbstractEventLoop:
+        """The loop, started if it does not run yet."""
+        with self._lock:
+            if self.loop is None:
+                loop = asyncio.new_event_loop()
+                thread = threading.Thread(target=_run, args=(loop,), name=self._name, daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError:  # the interpreter is going down and starts no more threads
+                    loop.close()
+                    raise
+                self.loop, self._thread = loop, thread
+            return self.loop
+
+    def call(self, function: Callable[..., Any], *args: Any) -> bool:
+        """Have it called on the loop's thread; False if there is no loop any more."""
+        loop = self.loop
+        if loop is None:
+            return False
+        try:
+            loop.call_soon_threadsafe(function, *args)
+        except RuntimeError:  # closed meanwhile
+            return False
+        return True
+
+    def here(self) -> bool:
+        """Whether the calling thread is the loop's own."""
+        return self._thread is threading.current_thread()
+
+    def stop(self) -> threading.Thread | None:
+        """Ask the loop to end; gives the thread that ends with it, to be joined by another one."""
+        with self._lock:
+            loop, self.loop = self.loop, None
+            if loop is not None:
+                try:
+                    loop.call_soon_threadsafe(loop.stop)
+                except RuntimeError:  # it has ended by itself
+                    return None
+            return self._thread
+
+
+def join(thread: threading.Thread | None, deadline: float) -> bool:
+    """Wait for a thread to end; False if it has not at the deadline."""
+    if thread is None or thread is threading.current_thread():
+        return True
+    thread.join(max(0.0, min(deadline - _clock.monotonic(), threading.TIMEOUT_MAX)))
+    return not thread.is_alive()
+
+
+def _run(loop: asyncio.AbstractEventLoop) -> None:
+    asyncio.set_event_loop(loop)
+    try:
+        loop.run_forever()
+    finally:
+        try:
+            _finish_what_is_left(loop)
+        finally:
+            asyncio.set_event_loop(None)
+            loop.close()
+
+
+def _finish_what_is_left(loop: asyncio.AbstractEventLoop) -> None:
+    """Cancel the tasks that are left, as `asyncio.run` does."""
+    tasks = asyncio.all_tasks(loop)
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+    loop.run_until_complete(loop.shutdown_asyncgens())

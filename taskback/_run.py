@@ -1,0 +1,132 @@
+"""A run: one accepted task on its way to its outcome, shared by the handles of all who submitted it.
+
+A run's fields are written under the ledger's lock. Reading one field without it is safe.
+"""
+
+import asyncio
+import contextvars
+from dataclasses import dataclass
+from typing import Any
+
+from taskback import _clock, _codec
+from taskback._call import Outcome
+from taskback._state import TaskState
+from taskback._task import Progress, Task
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One attempt at a task.
+
+    Attributes:
+        number (int): Counted from 1.
+        pid (int | None): The process it ran in.
+        started_at (float | None): In seconds since the epoch, None if it never started.
+        finished_at (float): In seconds since the epoch.
+        outcome (TaskState): How it ended.
+        error_type (str | None): The type of the error, importable name, if it ended with one.
+        error_text (str | None): Its text.
+        traceback (str | None): Its traceback as text, the worker's where there was one.
+    """
+
+    number: int
+    pid: int | None
+    started_at: float | None
+    finished_at: float
+    outcome: TaskState
+    error_type: str | None = None
+    error_text: str | None = None
+    traceback: str | None = None
+
+
+class Run:
+    """See the top of the file. `task` is the submitter's dict, copied; `data` the same as bytes, for processes."""
+
+    __slots__ = (
+        "_announced_ns",
+        "_task",
+        "attempt",
+        "attempts",
+        "call",
+        "context",
+        "data",
+        "finished_ns",
+        "handles",
+        "home_loop",
+        "id",
+        "killed",
+        "lane",
+        "outcome",
+        "pid",
+        "priority",
+        "progress",
+        "queued_ns",
+        "ready_at",
+        "sequence",
+        "started_ns",
+        "state",
+        "stop",
+        "timeout",
+        "type",
+        "variables",
+    )
+
+    def __init__(
+        self,
+        id: str,
+        type: str | None,
+        task: Task | None,
+        data: bytes | None,
+        *,
+        context: dict[str, str],
+        priority: int,
+        ready_at: float,
+        timeout: float | None,
+    ) -> None:
+        self.id = id
+        self.type = type
+        self._task = task
+        self.data = data
+        self.context = context
+        self.priority = priority
+        self.ready_at = ready_at
+        self.timeout = timeout
+        self.variables: contextvars.Context | None = contextvars.copy_context()
+        self.home_loop: asyncio.AbstractEventLoop | None = None  # the loop that must run it, if one must
+        self.sequence = 0  # its place in the queue, given by the ledger
+        self.state = TaskState.QUEUED
+        self.stop: TaskState | None = None  # what it is to end as: told to stop, and why
+        self.killed = False
+        self.outcome: Outcome | None = None
+        self.lane: Any = None  # what runs it, from the moment on that it is handed over
+        self.call: Any = None  # the call under way, in this process
+        self.attempt = 1
+        self.attempts: tuple[Attempt, ...] = ()
+        self.pid: int | None = None
+        self.progress: Progress | None = None
+        self.queued_ns = _clock.monotonic_ns()
+        self.started_ns: int | None = None
+        self.finished_ns: int | None = None
+        self.handles: list[Any] = []
+        self._announced_ns = 0
+
+    def task(self) -> Task:
+        """The task as it was submitted: a dict of the caller's own."""
+        if self._task is not None:
+            return dict(self._task)
+        assert self.data is not None
+        task: Task = _codec.loads(self.data)
+        return task
+
+    def seconds(self) -> float | None:
+        """How long it has run, None if it never started."""
+        if self.started_ns is None:
+            return None
+        return ((self.finished_ns or _clock.monotonic_ns()) - self.started_ns) / 1e9
+
+    def announce_now(self, now_ns: int, every_ns: int) -> bool:
+        """Whether its progress is due to be announced; remembers that it was."""
+        if now_ns - self._announced_ns < every_ns:
+            return False
+        self._announced_ns = now_ns
+        return True

@@ -1,0 +1,54 @@
+"""The states of a task, and of a backend, each with its table of moves."""
+
+import enum
+from typing import Final
+
+
+class TaskState(enum.Enum):
+    """Where a task is. The last six are final."""
+
+    QUEUED = "queued"  # waits for a worker
+    RUNNING = "running"  # its handler has been called
+    SUCCEEDED = "succeeded"  # the handler returned
+    FAILED = "failed"  # the handler raised, or there was none
+    TIMED_OUT = "timed_out"  # its time was up and the work has been stopped
+    CANCELLED = "cancelled"  # cancelled, and the work has been stopped
+    LOST = "lost"  # its worker died
+    ABANDONED = "abandoned"  # told to stop, did not, and cannot be killed
+
+    @property
+    def final(self) -> bool:
+        """Whether the task is over.
+
+        Returns:
+            bool: True for the six states that a task never leaves.
+        """
+        return self not in _OPEN
+
+
+_OPEN: Final = frozenset({TaskState.QUEUED, TaskState.RUNNING})
+
+TASK_MOVES: Final = {
+    TaskState.QUEUED: {TaskState.RUNNING, TaskState.FAILED, TaskState.CANCELLED, TaskState.LOST},
+    TaskState.RUNNING: {state for state in TaskState if state.final},
+    **{state: set[TaskState]() for state in TaskState if state.final},
+}
+
+
+class BackendState(enum.Enum):
+    """Where a backend is."""
+
+    NEW = "new"  # never initialized
+    RUNNING = "running"  # takes tasks
+    DRAINING = "draining"  # refuses tasks, waits for those in flight
+    STOPPING = "stopping"  # the deadline has passed: cancels, then kills
+    STOPPED = "stopped"  # no thread or process of ours is left
+
+
+BACKEND_MOVES: Final = {
+    BackendState.NEW: {BackendState.RUNNING, BackendState.STOPPED},
+    BackendState.RUNNING: {BackendState.DRAINING},
+    BackendState.DRAINING: {BackendState.STOPPING, BackendState.STOPPED},
+    BackendState.STOPPING: {BackendState.STOPPED},
+    BackendState.STOPPED: {BackendState.RUNNING},  # a closed backend can be initialized again
+}

@@ -1,0 +1,193 @@
+"""A shutdown: drain, then cancel, then kill, then clear up, each until its deadline.
+
+Threads: start() and what it leads to on the keeper's; hurry() on any, and in a signal handler; note() on whichever
+ends a run.
+Locks: note() is called under the ledger's lock; hurry() takes none. _report_lock is a leaf but for the unpickling of
+tasks, which is why only callers of shutdown take it.
+Holds: `done` is set, whatever happens, at most grace + `settle` after the drain's deadline.
+"""
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TYPE_CHECKING
+
+from taskback import _clock
+from taskback._call import Outcome
+from taskback._handle import TaskHandle
+from taskback._report import ShutdownReport
+from taskback._run import Run
+from taskback._state import BackendState, TaskState
+from taskback._task import Task
+from taskback.backends._ledger import Ledger
+
+if TYPE_CHECKING:  # the two know each other: a backend makes its closing, which ends the backend
+    from taskback.backends._managed import ManagedBackend
+
+logger = logging.getLogger(__name__)
+
+
+class Closing:
+    """See the top of the file.
+
+    Args:
+        backend (ManagedBackend): What is shut down.
+        ledger (Ledger): Its tasks.
+        grace (float): Seconds that a task which is told to stop may take.
+        settle (float): Seconds for what comes after the grace: killing, and clearing up.
+    """
+
+    def __init__(self, backend: "ManagedBackend", ledger: Ledger, grace: float, settle: float) -> None:
+        self.done: Future[ShutdownReport] = Future()
+        self.thread: threading.Thread | None = None
+        self._backend = backend
+        self._ledger = ledger
+        self._keeper = backend.keeper
+        self._grace = grace
+        self._settle = settle
+        self._begun = _clock.monotonic()
+        self._deadlines: list[float] = []  # appended to without a lock; the earliest counts
+        self._changed = asyncio.Event()
+        self._report = ShutdownReport()
+        self._report_lock = threading.Lock()
+        self._stopped: dict[Run, None] = {}  # what this shutdown stopped, in order
+        self._task: asyncio.Task[None] | None = None
+
+    def hurry(self, until: float) -> None:
+        """Drain until `until` at the latest."""
+        self._deadlines.append(until)
+        self._keeper.call(self._changed.set)
+
+    def shorten(self, seconds: float) -> None:
+        """The program ends: all of the rest may take `seconds`."""
+        self._grace = min(self._grace, seconds / 2)
+        self._settle = min(self._settle, seconds / 2)
+        self.hurry(_clock.monotonic())
+
+    def note(self, run: Run, handles: list[TaskHandle]) -> None:
+        """A run has ended. Under the ledger's lock."""
+        report = self._report
+        if run.state is TaskState.SUCCEEDED:
+            report.succeeded += handles
+        elif run.state is TaskState.ABANDONED:
+            report.abandoned += handles
+        elif run.state is not TaskState.CANCELLED:
+            report.failed += handles
+        elif run.started_ns is None:
+            report.never_started += handles
+        elif run.killed:
+            report.killed += handles
+        else:
+            report.cancelled += handles
+
+    def start(self, deadline: float) -> None:
+        """Begin; on the keeper's thread."""
+        self._deadlines.append(deadline)
+        self._task = asyncio.get_running_loop().create_task(self._close())
+
+    async def _close(self) -> None:
+        try:
+            await self._steps()
+        except BaseException:
+            logger.error("the shutdown of %r failed", self._backend, exc_info=True)
+        finally:
+            self._finish()
+
+    async def _steps(self) -> None:
+        self._ledger.on_empty.append(self._wake)
+        await self._until_empty(lambda: min(self._deadlines))
+        soft = _clock.monotonic() + self._grace
+        if self._ledger.runs:
+            self._stop_all()
+            await self._until_empty(lambda: soft)
+            self._force_all()
+        hard = _clock.monotonic() + self._settle if self._ledger.runs else soft + self._settle
+        await self._until_empty(lambda: hard - 0.1)
+        dying, stuck = await self._backend._close_lanes(soft, hard)
+        self._end_what_is_left()
+        if not self._backend._callbacks.stop(hard):
+            stuck.append(f"{self._backend._name}-callbacks")
+        if not self._backend._listeners.stop(hard):
+            stuck.append(f"{self._backend._name}-listeners")
+        held = list(self._backend._in_user_code.values())
+        self._report.dying = dying
+        self._report.stuck = [name for name in stuck if not any(each.startswith(name) for each in held)] + held
+
+    def _wake(self) -> None:
+        self._keeper.call(self._changed.set)
+
+    async def _until_empty(self, until: Callable[[], float]) -> None:
+        """Wait until nothing is in flight, or the deadline, which a hurry may bring forward meanwhile."""
+        while True:
+            self._changed.clear()
+            # Race: the last run ended, or a hurry came, before clear(). Then what is looked at now tells.
+            if not self._ledger.runs or _clock.monotonic() >= until():
+                return
+            deadline = until()
+            try:
+                async with asyncio.timeout_at(None if deadline == float("inf") else deadline):
+                    await self._changed.wait()
+            except TimeoutError:
+                continue
+
+    def _stop_all(self) -> None:
+        """Cancel what is queued, and tell what runs to stop."""
+        backend, ledger = self._backend, self._ledger
+        with ledger.lock:
+            backend._move(BackendState.STOPPING)
+            runs = sorted(ledger.runs.values(), key=lambda run: run.sequence)
+            running = []
+            for run in runs:
+                if run.stop is None:
+                    run.stop = TaskState.CANCELLED
+                    self._stopped[run] = None
+                    if run.lane is not None:
+                        running.append(run)
+        for run in running:
+            backend.stop_running(run)
+        for run in runs:
+            if run.lane is None:
+                backend.ended(run, Outcome(TaskState.CANCELLED))
+
+    def _force_all(self) -> None:
+        for run in list(self._ledger.runs.values()):
+            if run.lane is not None:
+                run.lane.force(run)
+
+    def _end_what_is_left(self) -> None:
+        """What has no process or thread to wait for any more, and still no outcome."""
+        for run in list(self._ledger.runs.values()):
+            if run.outcome is None and run.killed:
+                self._backend.ended(run, Outcome(TaskState.CANCELLED))
+            else:
+                error = RuntimeError(f"the backend was shut down while the result of task {run.id} was being rebuilt")
+                run.stop = None
+                self._backend.ended(run, Outcome(TaskState.FAILED, error=error))
+
+    def _finish(self) -> None:
+        """Whatever came before: the backend is stopped, and whoever waits is told."""
+        backend = self._backend
+        self._report.seconds = _clock.monotonic() - self._begun
+        with self._ledger.lock:
+            backend._idle.clear()
+            backend._move(BackendState.STOPPED)
+        self.thread = self._keeper.stop()
+        self.done.set_result(self._report)
+
+    def full_report(self) -> ShutdownReport:
+        """The report with the unfinished tasks, which are rebuilt by its first reader."""
+        with self._report_lock:
+            if self._stopped:
+                self._report.unfinished = [task for run in self._stopped if (task := _unfinished(run)) is not None]
+                self._stopped.clear()
+            return self._report
+
+
+def _unfinished(run: Run) -> Task | None:
+    try:
+        return run.task()
+    except Exception:  # a task that unpickles in a worker alone
+        logger.error("task %s cannot be rebuilt for the shutdown's report", run.id, exc_info=True)
+        return None

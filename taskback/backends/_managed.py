@@ -1,0 +1,758 @@
+"""What all backends of ours share: taking tasks, passing them to lanes, stopping them, and the end.
+
+Threads: submit, cancel, shutdown on any; lanes call back on theirs; limits and the shutdown run on the keeper's.
+Locks: _open_lock is held while the backend starts, and nothing of the program's runs under it; below it comes the
+ledger's lock (see there), which also guards _state, _idle and every lane's `run`. Decide under it, act outside.
+Holds: a run is handed to one lane at a time. Every run that is handed over comes to `ended` or to `come_back`.
+
+Race: cancel and start. cancel() sets `stop` under the ledger's lock; a lane asks may_start() under it, just before it
+calls the handler. Whichever comes second sees the other: the run never starts, or it is interrupted. An interruption
+that comes before the handler's first bytecode is kept by the call and raised there.
+"""
+
+import asyncio
+import contextvars
+import logging
+import secrets
+import threading
+import weakref
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass
+from typing import Any
+
+from taskback import _clock, _codec, _role
+from taskback._backend import TaskBackend, tell_at_the_end
+from taskback._call import AsyncCall, Call, Handler, Outcome
+from taskback._context import captured, restores
+from taskback._courier import Courier
+from taskback._errors import (
+    BackendClosedError,
+    HandlerNotSerializableError,
+    NoHandlerError,
+    TaskAbandonedError,
+)
+from taskback._events import Listeners, WorkerDied, WorkerStarted
+from taskback._handle import TaskHandle
+from taskback._keeper import LoopThread, join
+from taskback._options import UNSET, Options, read_options
+from taskback._report import BackendStats, ShutdownReport, WorkerStats
+from taskback._router import Policy, TaskRouter
+from taskback._run import Run
+from taskback._state import BACKEND_MOVES, BackendState, TaskState
+from taskback._task import CurrentTask, Progress, Task
+from taskback.backends._closing import Closing
+from taskback.backends._ledger import Ledger
+from taskback.pools.lane import Lane
+
+logger = logging.getLogger(__name__)
+
+MAX_ABANDONED = 4  # threads given up that are replaced; beyond that tasks wait for one of them to end
+
+
+@dataclass(frozen=True, slots=True)
+class _PackedHandler:
+    """A handler as bytes, what they were made of, and the key that processes keep it under."""
+
+    made_of: tuple[Any, ...]
+    key: tuple[str, int]
+    data: bytes
+
+
+class ManagedBackend(TaskBackend):
+    """See the top of the file. Subclasses say what lanes there are.
+
+    Args:
+        handler (Callable[[dict], Any] | None): Sync or async; None leaves it to `set_handler`.
+        timeout (float | None): Seconds that a task may run, where neither its type nor its submission says so.
+        shutdown_timeout_seconds (float): How long `shutdown` drains if it is not told.
+        cancel_grace_seconds (float): How long a task that is told to stop may take.
+        exit_grace_seconds (float): How long all that may take at the end of a program that did not shut down.
+        keep_ended (int): How many ended tasks `handle` still finds; their results stay in memory.
+
+    Raises:
+        TypeError: An argument has the wrong type.
+        ValueError: An argument makes no sense.
+    """
+
+    crosses = False  # whether tasks are pickled
+
+    def __init__(
+        self,
+        handler: Handler | None = None,
+        *,
+        timeout: float | None = None,
+        shutdown_timeout_seconds: float = 20.0,
+        cancel_grace_seconds: float = 2.0,
+        exit_grace_seconds: float = 2.0,
+        keep_ended: int = 0,
+    ) -> None:
+        self._timeout = _clock.checked_limit("timeout", timeout)
+        self._shutdown_timeout = _clock.checked_seconds("shutdown_timeout_seconds", shutdown_timeout_seconds)
+        self._cancel_grace = _clock.checked_seconds("cancel_grace_seconds", cancel_grace_seconds)
+        self._exit_grace = _clock.checked_seconds("exit_grace_seconds", exit_grace_seconds)
+        self._keep_ended = checked_count("keep_ended", keep_ended, least=0)
+        self._name = type(self).__name__
+        self._listeners = Listeners(self._name)
+        self._handler_token = secrets.token_hex(8)
+        self._packed_handler: _PackedHandler | None = None
+        self._inherited: list[object] = []  # a fork's: the parent's, kept so that nothing of it is finalized here
+        self._start_afresh()
+        if handler is not None:
+            self.set_handler(handler)
+
+    def _start_afresh(self) -> None:
+        self._state = BackendState.NEW
+        self._initialized = False
+        self._open_lock = threading.Lock()
+        self._ledger = Ledger(self._listeners, self._keep_ended)
+        self.keeper = LoopThread(f"{self._name}-keeper")
+        self._callbacks = Courier(f"{self._name}-callbacks")
+        self._closing: Closing | None = None
+        self._idle: list[Lane] = []
+        self._in_user_code: dict[int, str] = {}
+
+    # --- what subclasses say ---
+
+    def _open(self) -> None:
+        """Get lanes ready. Under _open_lock."""
+
+    def _has_lane(self) -> bool:
+        """Whether a run could be handed over now. Under the ledger's lock."""
+        return bool(self._idle)
+
+    def _take_lane(self, run: Run) -> Lane:
+        """The lane that a run is handed to. Under the ledger's lock."""
+        return self._idle.pop()
+
+    def _lanes_wanted(self) -> None:
+        """Tasks wait and no lane is idle. Under the ledger's lock."""
+
+    def _prepare(self, run: Run) -> None:
+        """A run is about to be accepted on the submitter's thread."""
+
+    def _lane_abandoned(self, lane: Lane) -> None:
+        """A lane's thread was given up."""
+
+    def _lane_freed(self, lane: Lane) -> bool:
+        """A lane has nothing to do; False if it is not to be used again. Under the ledger's lock."""
+        return True
+
+    def _lanes(self) -> list[Lane]:
+        """The lanes that are workers, for `stats`."""
+        return []
+
+    async def _close_lanes(self, soft: float, hard: float) -> tuple[list[int], list[str]]:
+        """End the workers: kindly until `soft`, by force then, waiting until `hard`. On the keeper's thread.
+
+        Gives the pids that the kernel has not finished with, and the threads that could not be joined.
+        """
+        return [], []
+
+    def _close_at_exit(self) -> None:
+        """The program ends and no thread can be started any more."""
+
+    # --- the handler ---
+
+    def set_handler(self, handler: Handler) -> None:
+        if not callable(handler):
+            raise TypeError(f"a handler must be callable, not a {type(handler).__name__}")
+        if self.crosses:
+            _codec.dumps_or_refuse(handler, "handler", HandlerNotSerializableError)
+        self._executor = handler
+
+    def handler_bytes(self) -> tuple[tuple[str, int], bytes | None]:
+        """The handler and what restores context, for a process: a key that changes with them, and their bytes."""
+        handler, functions = self._executor, restores()
+        if handler is None:
+            return (self._handler_token, 0), None
+        # A router's handlers may have been written down after set_handler.
+        made_of = (handler, functions, handler.types if isinstance(handler, TaskRouter) else ())
+        packed = self._packed_handler
+        if packed is None or packed.made_of[0] is not handler or packed.made_of[1:] != made_of[1:]:
+            data = _codec.dumps_or_refuse((handler, functions), "handler", HandlerNotSerializableError)
+            version = 1 if packed is None else packed.key[1] + 1
+            packed = self._packed_handler = _PackedHandler(made_of, (self._handler_token, version), data)
+        return packed.key, packed.data
+
+    def make_call(self, run: Run) -> Call:
+        """The call of a run's handler in this process."""
+        assert self._executor is not None
+        return Call(
+            self._executor,
+            run.task(),
+            self._current(run),
+            restores(),
+            run.context,
+            run.variables or contextvars.Context(),
+        )
+
+    def make_async_call(self, run: Run) -> AsyncCall:
+        """The call of a run's handler as a task of an event loop."""
+        assert self._executor is not None
+        return AsyncCall(self._executor, run.task(), self._current(run), restores(), run.context)
+
+    def _current(self, run: Run) -> CurrentTask:
+        deadline = None if run.timeout is None else _clock.monotonic() + run.timeout
+        return CurrentTask(run.id, run.type, run.attempt, deadline, lambda progress: self.progressed(run, progress))
+
+    # --- start ---
+
+    async def initialize(self) -> None:
+        """Get ready to take tasks. A second call does nothing; after `shutdown` it starts afresh.
+
+        Raises:
+            BackendClosedError: The backend is being shut down.
+            RuntimeError: Called while a worker imports its handler or the main script.
+        """
+        self.initialize_sync()
+
+    def initialize_sync(self) -> None:
+        """`initialize`, for callers without an event loop; from any thread.
+
+        Raises:
+            BackendClosedError: The backend is being shut down.
+            RuntimeError: Called while a worker imports its handler or the main script.
+        """
+        _role.refuse_to_start(self._name)
+        with self._open_lock:
+            if self._state is BackendState.RUNNING:
+                return
+            if self._state in (BackendState.DRAINING, BackendState.STOPPING):
+                raise BackendClosedError(self._name, self._state.value)
+            tell_at_the_end(self)
+            self._open()
+            with self._ledger.lock:
+                self._closing = None
+                self._ledger.on_end = None
+                self._move(BackendState.RUNNING)
+                self._ledger.open = self._initialized = True
+
+    def _move(self, state: BackendState) -> None:
+        """Change the backend's state. The ledger's lock is held."""
+        assert state in BACKEND_MOVES[self._state], (self._state, state)
+        logger.debug("%s %s -> %s", self._name, self._state.value, state.value)
+        self._state = state
+
+    # --- submit ---
+
+    async def submit(self, task: Task, **options: Any) -> TaskHandle:
+        return self._accept(task, options)
+
+    def submit_sync(self, task: Task, *, wait: float | None = None, **options: Any) -> TaskHandle:
+        _clock.deadline_after(wait)
+        return self._accept(task, options)
+
+    def _accept(self, task: Task, given: dict[str, Any], queue: bool = True) -> TaskHandle:
+        if not isinstance(task, dict):
+            raise TypeError(f"a task is a dict, not a {type(task).__name__}")
+        task_type = checked_type(task)
+        options = read_options(self._name, self.promises, given)
+        self._be_open(task_type)
+        policy = self._policy(task_type)
+        joined = None if options.id is None else self._ledger.join(options.id, self)
+        if joined is not None:
+            return joined
+        run = self._make_run(task, task_type, options, policy)
+        handle = self._ledger.admit(run, self, queue and self._executor is not None)
+        if handle is None:
+            raise BackendClosedError(self._name, self._state.value)
+        if handle._run is run:
+            self._accepted(run, queue)
+        return handle
+
+    def _be_open(self, task_type: str | None) -> None:
+        if self._state is BackendState.NEW:
+            logger.warning("%s: a task of type %r came before initialize; initializing", self._name, task_type)
+            self.initialize_sync()
+        elif self._state is not BackendState.RUNNING:
+            raise BackendClosedError(self._name, self._state.value)
+
+    def _policy(self, task_type: str | None) -> Policy:
+        handler = self._executor
+        if not isinstance(handler, TaskRouter):
+            return Policy()
+        handler.check(task_type)
+        return handler.policy(task_type)
+
+    def _make_run(self, task: Task, task_type: str | None, options: Options, policy: Policy) -> Run:
+        timeout = options.timeout
+        if timeout is UNSET:
+            timeout = self._timeout if policy.timeout is None else policy.timeout
+        assert timeout is None or isinstance(timeout, float)
+        task = dict(task)
+        data = _codec.dumps_task(task) if self.crosses else None
+        run = Run(
+            options.id or _clock.new_task_id(),
+            task_type,
+            None if self.crosses else task,
+            data,
+            context=captured(options.context),
+            priority=options.priority,
+            ready_at=options.ready_at,
+            timeout=timeout,
+        )
+        self._prepare(run)
+        return run
+
+    def _accepted(self, run: Run, queue: bool) -> None:
+        if self._executor is None:
+            self.ended(run, Outcome(TaskState.FAILED, error=NoHandlerError(self._name, run.type)))
+        elif queue:
+            if run.ready_at:
+                self.keeper.start()
+                self.keeper.call(self._look_again_at, run.ready_at)
+            self.look_again()
+
+    def _look_again_at(self, when: float) -> None:
+        asyncio.get_running_loop().call_at(when, self.look_again)  # its clock is the monotonic one
+
+    def look_again(self) -> None:
+        """Hand over what may start, as long as there is a lane for it."""
+        while True:
+            with self._ledger.lock:
+                run = self._next()
+            if run is None:
+                return
+            self._hand_over(run)
+
+    def _next(self) -> Run | None:
+        if not len(self._ledger.queue) or self._state not in (BackendState.RUNNING, BackendState.DRAINING):
+            return None
+        if not self._has_lane():
+            self._lanes_wanted()
+            return None
+        run = self._ledger.queue.pop(_clock.monotonic())
+        if run is None:
+            return None
+        lane = self._take_lane(run)
+        run.lane, lane.run = lane, run
+        return run
+
+    def _hand_over(self, run: Run) -> None:
+        lane: Lane = run.lane
+        try:
+            lane.send(run)
+        except BaseException as error:
+            logger.error("task %s could not be handed over", run.id, exc_info=True)
+            self.ended(run, Outcome(TaskState.FAILED, error=error))
+            self.idle(lane, run)
+
+    # --- what lanes say ---
+
+    def may_start(self, run: Run, call: Call | AsyncCall) -> bool:
+        """The handler is about to be called in this process; False if it must not be any more."""
+        with self._ledger.lock:
+            if run.state is not TaskState.QUEUED or run.stop is not None:
+                return False
+            run.call = call
+        self._ledger.start(run, run.lane.pid, _clock.monotonic_ns())
+        self._set_limit(run)
+        return True
+
+    def has_started(self, run: Run, pid: int, started_ns: int) -> bool:
+        """The handler has been called in another process; True if it is to stop."""
+        if self._ledger.start(run, pid, started_ns):
+            self._set_limit(run)
+        return run.stop is not None and not run.state.final
+
+    def _set_limit(self, run: Run) -> None:
+        if run.timeout is not None:
+            self.keeper.start()
+            self.keeper.call(self._time_it, run)
+
+    def _time_it(self, run: Run) -> None:
+        if run.timeout is not None and run.started_ns is not None and not run.state.final:
+            asyncio.get_running_loop().call_at(run.started_ns / 1e9 + run.timeout, self._time_is_up, run)
+
+    def _time_is_up(self, run: Run) -> None:
+        with self._ledger.lock:
+            if run.state is not TaskState.RUNNING or run.stop is not None:
+                return
+            run.stop = TaskState.TIMED_OUT
+        logger.warning("task %s of type %r exceeded %.3g s and is stopped", run.id, run.type, run.timeout)
+        self.stop_running(run)
+
+    def progressed(self, run: Run, progress: Progress) -> None:
+        """The handler reported."""
+        self._ledger.progress(run, progress)
+
+    def ended(self, run: Run, outcome: Outcome, *, pid: int | None = None, started_ns: int | None = None) -> None:
+        """The run is over; the first to say so wins."""
+        handles = self._ledger.end(run, outcome, pid, started_ns)
+        if handles is None:
+            return
+        run.variables = None
+        _log(run)
+        self._announce(handles)
+
+    def _announce(self, handles: list[TaskHandle]) -> None:
+        """Wake those who wait, and call the callbacks: here, unless this is the keeper's thread, which has duties."""
+        for handle in handles:
+            handle._wake_loops()
+        with_callbacks = [handle for handle in handles if handle._done_callbacks]
+        if not with_callbacks:
+            return
+        if not self.keeper.here() or not self._callbacks.post(self._call_back, with_callbacks):
+            self._call_back(with_callbacks)
+
+    def _call_back(self, handles: list[TaskHandle]) -> None:
+        for handle in handles:
+            with self.user_code(f"a callback of task {handle.id}"):
+                try:
+                    handle._invoke_callbacks()  # type: ignore[attr-defined]  # Future's own; pinned by a test
+                except BaseException:
+                    logger.error("a callback of task %s raised", handle.id, exc_info=True)
+
+    def user_code(self, what: str) -> "UserCodeMark":
+        """Around user code on a thread of ours, so that a shutdown can say what holds that thread."""
+        return UserCodeMark(self._in_user_code, what)
+
+    def abandoned(self, run: Run) -> None:
+        """The run's thread is given up; the run ends ABANDONED."""
+        lane = run.lane
+        why = "time limit" if run.stop is TaskState.TIMED_OUT else "cancellation"
+        error = TaskAbandonedError(run.id, self._cancel_grace, why)
+        self.ended(run, Outcome(TaskState.ABANDONED, error=error))
+        self._lane_abandoned(lane)
+
+    def come_back(self, run: Run) -> None:
+        """The run cannot have started: back to its old place, or to its end if it is to stop anyway."""
+        self._ledger.come_back(run)
+        if run.stop is not None:
+            self.ended(run, Outcome(TaskState.CANCELLED))
+
+    def idle(self, lane: Lane, run: Run | None) -> None:
+        """The lane is ready, or has finished `run`, and can take another one."""
+        with self._ledger.lock:
+            if lane.run is run:
+                lane.run = None
+            if lane.run is None and self._lane_freed(lane) and lane not in self._idle:
+                self._idle.append(lane)
+        self.look_again()
+
+    def withdraw(self, lane: Lane, run: Run | None) -> None:
+        """The lane can take none until it says that it is idle, and has nothing more to do with `run`."""
+        with self._ledger.lock:
+            if lane in self._idle:
+                self._idle.remove(lane)
+            if run is not None and lane.run is run:
+                lane.run = None
+
+    def worker_started(self, pid: int) -> None:
+        """A worker process is ready."""
+        if self._listeners.listening:
+            self._listeners.emit(WorkerStarted, pid=pid)
+
+    def worker_died(self, pid: int, exitcode: int | None, run: Run | None) -> None:
+        """A worker process has ended."""
+        if self._listeners.listening:
+            self._listeners.emit(WorkerDied, pid=pid, exitcode=exitcode, task_id=None if run is None else run.id)
+
+    def cannot_start(self, lane: Lane, error: BaseException) -> bool:
+        """Workers die before they are ready; True if the lane is to try again."""
+        return False
+
+    def pool_broke(self, pool: Executor) -> None:
+        """A pool of somebody else takes no more calls."""
+
+    # --- stop ---
+
+    def release(self, handle: TaskHandle) -> bool:
+        """A handle is cancelled; True if its task will not complete for it."""
+        run = handle._run
+        if handle.done():
+            return handle.cancelled()
+        if self._ledger.let_go(handle):
+            self._announce([handle])
+            return True
+        with self._ledger.lock:
+            if run.state.final:
+                return handle.cancelled()
+            if run.stop is not None:
+                return True
+            if run.lane is not None and not self._can_stop(run):
+                return False
+            run.stop = TaskState.CANCELLED
+            waits = run.lane is None
+        if waits:
+            self.ended(run, Outcome(TaskState.CANCELLED))
+        else:
+            self.stop_running(run)
+        return True
+
+    def _can_stop(self, run: Run) -> bool:
+        """Whether a run that was handed over can be stopped. Under the ledger's lock."""
+        return True
+
+    def stop_running(self, run: Run) -> None:
+        """Tell a run that was handed over to stop; `run.stop` says why. It is forced after the grace."""
+        lane: Lane = run.lane
+        try:
+            self.keeper.start()
+        except RuntimeError:  # the program ends: the worker is told, and nobody can wait for it
+            logger.debug("no keeper for the grace of task %s", run.id)
+        lane.interrupt(run, firmly=False)
+        self.keeper.call(self._be_firmer, run, lane)
+
+    def _be_firmer(self, run: Run, lane: Lane) -> None:
+        loop = asyncio.get_running_loop()
+        loop.call_later(self._cancel_grace / 2, self._firmly, run, lane)
+        loop.call_later(self._cancel_grace, self._force, run, lane)
+
+    def _firmly(self, run: Run, lane: Lane) -> None:
+        if not run.state.final and run.lane is lane:
+            lane.interrupt(run, firmly=True)
+
+    def _force(self, run: Run, lane: Lane) -> None:
+        if not run.state.final and run.lane is lane:
+            lane.force(run)
+
+    # --- the end ---
+
+    async def shutdown(self, timeout: float | None = None) -> ShutdownReport:
+        """Take no more tasks, and bring those in flight to an end, within `timeout` + grace + 1 s.
+
+        Refuses new tasks, drains what is queued and running until the deadline, then cancels what is left, then kills.
+        If the coroutine that awaits this is cancelled, the shutdown goes on behind it.
+
+        Args:
+            timeout (float | None): Seconds to drain; None takes `shutdown_timeout_seconds`. A second call, from any
+                thread or task, with a shorter one hurries the first.
+
+        Returns:
+            ShutdownReport: What became of the tasks that were in flight.
+
+        Raises:
+            TypeError: `timeout` is no number.
+            ValueError: `timeout` is negative or NaN.
+        """
+        closing = self._begin_shutdown(timeout)
+        if closing is None:
+            return ShutdownReport()
+        await asyncio.shield(asyncio.wrap_future(closing.done))
+        return self._reported(closing)
+
+    def shutdown_sync(self, timeout: float | None = None) -> ShutdownReport:
+        """`shutdown`, for callers without an event loop; from any thread.
+
+        Args:
+            timeout (float | None): As for `shutdown`.
+
+        Returns:
+            ShutdownReport: As from `shutdown`.
+
+        Raises:
+            RuntimeError: Called in an event loop that runs tasks of this backend, which would wait for itself.
+            TypeError: `timeout` is no number.
+            ValueError: `timeout` is negative or NaN.
+        """
+        here = asyncio._get_running_loop()
+        if here is not None and any(run.home_loop is here for run in list(self._ledger.runs.values())):
+            raise RuntimeError(
+                f"{self._name} runs tasks in this event loop; blocking on its shutdown here would stop them: await it"
+            )
+        closing = self._begin_shutdown(timeout)
+        if closing is None:
+            return ShutdownReport()
+        closing.done.result()
+        return self._reported(closing)
+
+    def _reported(self, closing: Closing) -> ShutdownReport:
+        join(closing.thread, _clock.monotonic() + 1.0)  # it has nothing to do but end
+        return closing.full_report()
+
+    def _begin_shutdown(self, timeout: float | None) -> Closing | None:
+        deadline = _clock.deadline_after(self._shutdown_timeout if timeout is None else timeout)
+        with self._open_lock, self._ledger.lock:
+            closing = self._closing
+            if self._state in (BackendState.DRAINING, BackendState.STOPPING):
+                assert closing is not None
+            elif self._state is not BackendState.RUNNING:
+                if self._state is BackendState.NEW:
+                    self._move(BackendState.STOPPED)
+                return None
+            else:
+                self.keeper.start()
+                closing = self._closing = Closing(self, self._ledger, self._cancel_grace, 0.9)
+                self._ledger.open = self._initialized = False
+                self._ledger.on_end = closing.note
+                self._move(BackendState.DRAINING)
+                self.keeper.call(closing.start, deadline)
+        closing.hurry(deadline)
+        return closing
+
+    def hurry(self, timeout: float = 0) -> None:
+        until = _clock.monotonic() + _clock.checked_seconds("timeout", timeout)
+        closing = self._closing
+        if closing is not None:
+            closing.hurry(until)
+
+    async def wait_for_pending_tasks(self, timeout: float | None = None) -> bool:
+        """Wait until no task is in flight; new ones are taken meanwhile.
+
+        Args:
+            timeout (float | None): Seconds; None waits for as long as it takes.
+
+        Returns:
+            bool: False if tasks were still in flight when the time was over.
+
+        Raises:
+            TypeError: `timeout` is no number.
+            ValueError: `timeout` is negative or NaN.
+        """
+        deadline = _clock.deadline_after(timeout)
+        loop = asyncio.get_running_loop()
+        empty = asyncio.Event()
+        wake = _Wake(loop, empty)
+        self._ledger.on_empty.append(wake)
+        try:
+            # Race: the last task ended before `wake` was there. Then `runs` is empty by now.
+            if self._ledger.runs:
+                async with asyncio.timeout_at(None if timeout is None else deadline):
+                    await empty.wait()
+            return True
+        except TimeoutError:
+            return not self._ledger.runs
+        finally:
+            self._ledger.on_empty.remove(wake)
+
+    def at_exit(self) -> "Future[Any] | None":
+        """The program ends: cancel what is queued, kill the workers, within `exit_grace_seconds`."""
+        if self._state not in (BackendState.RUNNING, BackendState.DRAINING, BackendState.STOPPING):
+            return None
+        # With a limit: a thread of the program may have been frozen while it held them.
+        if not self._open_lock.acquire(timeout=0.5):
+            return None
+        try:
+            if not self._ledger.lock.acquire(timeout=0.5):
+                return None
+            self._ledger.lock.release()
+        finally:
+            self._open_lock.release()
+        self._cancel_grace = min(self._cancel_grace, self._exit_grace / 2)
+        try:
+            closing = self._begin_shutdown(0)
+        except RuntimeError:  # there was no keeper, and no thread can be started any more
+            self._end_without_keeper()
+            return None
+        if closing is None:
+            return None
+        closing.shorten(self._exit_grace)
+        return closing.done
+
+    def exit_seconds(self) -> float:
+        """How long the end of the program may wait for this backend."""
+        return self._exit_grace + 0.5
+
+    def _end_without_keeper(self) -> None:
+        self._ledger.open = self._initialized = False
+        for run in list(self._ledger.runs.values()):
+            handles = list(run.handles)
+            for handle in handles:
+                self.release(handle)
+        self._close_at_exit()
+
+    def forked(self) -> None:
+        """This is a fork: start afresh, and touch nothing of the parent's."""
+        self._inherited.append((self._ledger, self.keeper, self._callbacks, self._closing, self._idle, self._sync_loop))
+        self._sync_loop = None
+        self._listeners = self._listeners.afresh()
+        self._start_afresh()
+
+    # --- answers ---
+
+    def handle(self, task_id: str) -> TaskHandle:
+        return self._ledger.find(task_id)
+
+    @property
+    def inflight_count(self) -> int:
+        return len(self._ledger.runs)
+
+    def stats(self) -> BackendStats:
+        figures, by_type = self._ledger.figures()
+        workers = tuple(worker for lane in self._lanes() if (worker := self._worker_stats(lane)) is not None)
+        return BackendStats(**figures, workers=workers, by_type=by_type, events_dropped=self._listeners.dropped)
+
+    def _worker_stats(self, lane: Lane) -> WorkerStats | None:
+        pid, run = lane.pid, lane.run
+        if pid is None:
+            return None
+        if run is None or run.started_ns is None:
+            return WorkerStats(pid)
+        return WorkerStats(pid, run.id, run.type, _clock.epoch(run.started_ns))
+
+    def subscribe(self, listener: Callable[[Any], Any]) -> Callable[[], None]:
+        return self._listeners.subscribe(listener)
+
+    def __repr__(self) -> str:
+        return f"<{self._name} {self._state.value} in_flight={self.inflight_count}>"
+
+
+class UserCodeMark:
+    """Notes that a thread is in user code, while it is."""
+
+    __slots__ = ("_thread", "_what", "_where")
+
+    def __init__(self, where: dict[int, str], what: str) -> None:
+        self._where = where
+        self._what = what
+        self._thread = threading.get_ident()
+
+    def __enter__(self) -> None:
+        self._where[self._thread] = f"{threading.current_thread().name}: {self._what}"
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._where.pop(self._thread, None)
+
+
+class _Wake:
+    """Sets an event of a loop from any thread."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> None:
+        self._loop = weakref.ref(loop)
+        self._event = event
+
+    def __call__(self) -> None:
+        loop = self._loop()
+        if loop is None:
+            return
+        try:
+            loop.call_soon_threadsafe(self._event.set)
+        except RuntimeError:  # the loop has closed: nobody waits there any more
+            return
+
+
+def _log(run: Run) -> None:
+    """Tell of a bad end once; the handle tells the rest."""
+    outcome = run.outcome
+    assert outcome is not None
+    if outcome.error is None:
+        return
+    traces = outcome.state is TaskState.FAILED and not isinstance(outcome.error, NoHandlerError)
+    logger.warning(
+        "task %s of type %r %s: %s: %s",
+        run.id,
+        run.type,
+        outcome.state.value.replace("_", " "),
+        run.attempts[-1].error_type,
+        run.attempts[-1].error_text,
+        exc_info=outcome.error if traces else None,
+    )
+
+
+def checked_type(task: Task) -> str | None:
+    """A task's type: a string, or None for a task without one."""
+    task_type = task.get("type")
+    if task_type is not None and not isinstance(task_type, str):
+        raise TypeError(f'task["type"] must be a string, not a {type(task_type).__name__}')
+    return task_type
+
+
+def checked_count(name: str, value: object, least: int) -> int:
+    """A whole number of at least `least`, or an error that names it."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be a whole number, not {type(value).__name__}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, not {value}")
+    return value

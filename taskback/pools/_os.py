@@ -1,0 +1,89 @@
+"""What differs between operating systems, and nothing else asks for the platform.
+
+Each name below means the same everywhere; where a system cannot give it, the docstring says what comes instead.
+"""
+
+import os
+import signal
+from contextlib import suppress
+from typing import Any, Final
+
+SIGKILL: Final[int] = getattr(signal, "SIGKILL", signal.SIGTERM)
+
+
+def available_cpus() -> int:
+    """How many CPUs this process may use: affinity and, on Linux, the cgroup's quota. At least 1."""
+    if hasattr(os, "sched_getaffinity"):
+        count = len(os.sched_getaffinity(0))
+    else:
+        count = os.cpu_count() or 1
+    try:
+        with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as file:
+            quota, period = file.read().split()
+        if quota != "max":
+            count = min(count, -(-int(quota) // int(period)))
+    except (OSError, ValueError):  # no cgroup v2 here
+        pass
+    return max(1, count)
+
+
+def open_death_watch(pid: int) -> int | None:
+    """A file descriptor that becomes readable when the child `pid` ends, or None where there is none.
+
+    Unlike a pipe that the child holds, it does not wait for grandchildren which inherited the other end.
+    """
+    if not hasattr(os, "pidfd_open"):
+        return None
+    try:
+        return os.pidfd_open(pid)
+    except OSError:  # an old kernel, or a sandbox
+        return None
+
+
+def leave_the_terminal() -> None:
+    """Make this process the leader of a session: Ctrl-C at the terminal does not reach it, killpg reaches all of it."""
+    if hasattr(os, "setsid"):
+        with suppress(OSError):  # it leads a group already
+            os.setsid()
+
+
+def shrug_off_signals() -> None:
+    """SIGINT, SIGTERM and SIGHUP do nothing here: the parent decides when a worker ends.
+
+    By a handler, since an ignored signal would stay ignored in what a handler starts by exec.
+    """
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None:
+            signal.signal(number, _nothing)
+
+
+def _nothing(*_: Any) -> None:
+    return None
+
+
+def kill_own_group() -> None:
+    """End this process and what it has started, at once."""
+    if hasattr(os, "killpg"):
+        os.killpg(os.getpgrp(), SIGKILL)
+    os._exit(1)
+
+
+def send_signal(pid: int, name: str) -> None:
+    """Send a signal by name, where the system has it and the process is there."""
+    number = getattr(signal, name, None)
+    if number is None:
+        return
+    try:
+        os.kill(pid, number)
+    except OSError:
+        return
+
+
+def kill_group(pgid: int) -> None:
+    """Kill what is left of the process group that a worker led; its number is not given away while one is left."""
+    if hasattr(os, "killpg"):
+        try:
+            os.killpg(pgid, SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            return

@@ -1,0 +1,1 @@
+"""What runs in worker processes, and nothing else: it stays light."""

@@ -1,0 +1,117 @@
+"""What a lane is, and what it may ask of the backend that owns it.
+
+A lane is one worker and what drives it: it is sent one run at a time, and says what became of it.
+"""
+
+from concurrent.futures import Executor
+from typing import Protocol
+
+from taskback._call import AsyncCall, Call, Outcome
+from taskback._keeper import LoopThread
+from taskback._run import Run
+from taskback._task import Progress
+
+
+class Lane(Protocol):
+    """One worker, or one place in somebody else's pool."""
+
+    run: Run | None  # what it was sent last and has not finished; written under the ledger's lock
+
+    @property
+    def pid(self) -> int | None:
+        """The process that the worker is, or is in; None if there is none now."""
+        ...
+
+    def send(self, run: Run) -> bool:
+        """Start a run. Any thread; False if it went back to the queue; what it raises fails the run."""
+        ...
+
+    def interrupt(self, run: Run, firmly: bool) -> None:
+        """Tell a run to stop, without waiting. Any thread."""
+        ...
+
+    def force(self, run: Run) -> None:
+        """End a run that did not stop: kill its worker, or give its thread up. The keeper's thread."""
+        ...
+
+
+class LaneOwner(Protocol):
+    """The backend, as its lanes see it. Any thread may call, under no lock."""
+
+    keeper: LoopThread
+
+    def make_call(self, run: Run) -> Call:
+        """The call of a run's handler in this process."""
+        ...
+
+    def make_async_call(self, run: Run) -> AsyncCall:
+        """The call of a run's handler as a task of an event loop."""
+        ...
+
+    def handler_bytes(self) -> tuple[tuple[str, int], bytes | None]:
+        """The handler for processes: the key that it is kept under there, and its bytes."""
+        ...
+
+    def may_start(self, run: Run, call: Call | AsyncCall) -> bool:
+        """The handler is about to be called in this process; False if it must not be any more."""
+        ...
+
+    def has_started(self, run: Run, pid: int, started_ns: int) -> bool:
+        """The handler has been called in another process; True if it is to stop."""
+        ...
+
+    def progressed(self, run: Run, progress: Progress) -> None:
+        """The handler reported."""
+        ...
+
+    def ended(self, run: Run, outcome: Outcome, *, pid: int | None = None, started_ns: int | None = None) -> None:
+        """The run is over; the first to say so wins."""
+        ...
+
+    def abandoned(self, run: Run) -> None:
+        """The run's thread is given up; the run ends ABANDONED."""
+        ...
+
+    def come_back(self, run: Run) -> None:
+        """The run cannot have started; it goes back to its old place in the queue."""
+        ...
+
+    def look_again(self) -> None:
+        """Something may start that could not before."""
+        ...
+
+    def idle(self, lane: Lane, run: Run | None) -> None:
+        """The lane is ready, or has finished `run`, and can take another one."""
+        ...
+
+    def withdraw(self, lane: Lane, run: Run | None) -> None:
+        """The lane can take none until it says that it is idle, and has nothing more to do with `run`."""
+        ...
+
+    def worker_started(self, pid: int) -> None:
+        """A worker process is ready."""
+        ...
+
+    def worker_died(self, pid: int, exitcode: int | None, run: Run | None) -> None:
+        """A worker process has ended."""
+        ...
+
+    def cannot_start(self, lane: Lane, error: BaseException) -> bool:
+        """Workers die before they are ready; True if the lane is to try again."""
+        ...
+
+    def pool_broke(self, pool: Executor) -> None:
+        """A pool of somebody else takes no more calls."""
+        ...
+
+    def user_code(self, what: str) -> "UserCode":
+        """Around user code on a thread of the pool's, so that a shutdown can say what holds that thread."""
+        ...
+
+
+class UserCode(Protocol):
+    """A context manager around user code."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *exc_info: object) -> None: ...

@@ -1,0 +1,67 @@
+"""Processes below a worker: found by psutil, and ended with it."""
+
+from collections.abc import Callable, Iterable
+
+import psutil
+
+from taskback.pools import _os
+
+
+def kill_tree(pid: int, still_mine: Callable[[], bool]) -> None:
+    """Kill a child process and everything below it.
+
+    The child is stopped first: what it starts cannot outrun us, and while it lives its number is its own.
+    Not reached: what has left the tree (a daemon whose father has ended).
+
+    Args:
+        pid (int): The child, a session leader where the system has sessions.
+        still_mine (Callable[[], bool]): Whether it is still ours to wait for, and the number therefore its own.
+    """
+    if still_mine():
+        _os.send_signal(pid, "SIGSTOP")
+        _kill_below(pid)
+        _os.send_signal(pid, "SIGKILL")
+    _os.kill_group(pid)
+
+
+def _kill_below(pid: int) -> None:
+    for _ in range(100):  # what is killed may have forked a moment before
+        try:
+            below = [child for child in psutil.Process(pid).children(recursive=True) if _alive(child)]
+        except psutil.Error:
+            return
+        if not below:
+            return
+        for child in below:
+            try:
+                child.kill()
+            except psutil.Error:
+                continue
+        psutil.wait_procs(below, timeout=0.01)  # a zombie of the stopped child stays one
+
+
+def _alive(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+def rss_bytes(pid: int) -> int | None:
+    """Resident memory of a process, None if it is gone."""
+    try:
+        return int(psutil.Process(pid).memory_info().rss)
+    except psutil.Error:
+        return None
+
+
+def alive(pids: Iterable[int]) -> list[int]:
+    """Those of `pids` that the kernel has not finished with."""
+    found = []
+    for pid in pids:
+        try:
+            if psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+                found.append(pid)
+        except psutil.Error:
+            continue
+    return found

@@ -1,0 +1,120 @@
+"""What is public is listed, documented, and names taskback as its home."""
+
+from __future__ import annotations
+
+import inspect
+import pickle
+import typing
+from collections.abc import Callable, Iterator
+from types import FunctionType, ModuleType
+from typing import Final
+
+import pytest
+
+import taskback
+
+PUBLIC: Final = {name: getattr(taskback, name) for name in taskback.__all__}
+CLASSES: Final = {name: value for name, value in PUBLIC.items() if isinstance(value, type)}
+FUNCTIONS: Final = {name: value for name, value in PUBLIC.items() if isinstance(value, FunctionType)}
+EXCEPTIONS: Final = {name: value for name, value in CLASSES.items() if issubclass(value, BaseException)}
+
+# How to make one of each, by class name, from plain facts: every public exception has its line.
+EXAMPLES: Final[dict[str, Callable[[], BaseException]]] = {
+    "BackendClosedError": lambda: taskback.BackendClosedError("ThreadPoolTaskBackend", "stopped"),
+    "ForeignHandleError": lambda: taskback.ForeignHandleError("t1", 42),
+    "HandlerNotSerializableError": lambda: taskback.HandlerNotSerializableError("handler", "function", "it is odd"),
+    "NoHandlerError": lambda: taskback.NoHandlerError("SyncTaskBackend", "note"),
+    "NotSerializableError": lambda: taskback.NotSerializableError("value", "lock", "it cannot be pickled"),
+    "ProgressNotSerializableError": lambda: taskback.ProgressNotSerializableError("report", "lock", "no"),
+    "RemoteError": lambda: taskback.RemoteError("lib.OddError", "what went wrong", "Traceback ..."),
+    "RemoteTraceback": lambda: taskback.RemoteTraceback("Traceback ..."),
+    "ResultNotSerializableError": lambda: taskback.ResultNotSerializableError("result", "socket", "no"),
+    "TaskAbandonedError": lambda: taskback.TaskAbandonedError("t1", 2.0, "time limit"),
+    "TaskCancelled": lambda: taskback.TaskCancelled("the task is to stop"),
+    "TaskNotSerializableError": lambda: taskback.TaskNotSerializableError('task["conn"]', "socket", "no"),
+    "TaskTimeoutError": lambda: taskback.TaskTimeoutError("t1", 1.5, 1.501, "File ..."),
+    "TaskbackError": lambda: taskback.TaskbackError("something"),
+    "UnknownTaskError": lambda: taskback.UnknownTaskError("t1", 10),
+    "UnknownTaskTypeError": lambda: taskback.UnknownTaskTypeError("note", ["b", "a"]),
+    "UnsupportedOptionError": lambda: taskback.UnsupportedOptionError("SyncTaskBackend", "delay", "it does not wait"),
+    "WorkerDiedError": lambda: taskback.WorkerDiedError(42, -9, 1.25, 2**20, "it was killed"),
+}
+
+
+def is_foreign(value: object) -> bool:
+    """Whether a name is bound only because a module, or something of one, was imported."""
+    return isinstance(value, ModuleType) or not str(getattr(value, "__module__", "taskback")).startswith("taskback")
+
+
+def methods_of(cls: type) -> Iterator[tuple[str, object]]:
+    """The public methods and properties of a class that are written in taskback."""
+    for base in cls.__mro__:
+        if base.__module__.split(".")[0] == "taskback":
+            for name, value in vars(base).items():
+                if not name.startswith("_") and isinstance(value, FunctionType | property | classmethod | staticmethod):
+                    yield name, value
+
+
+def test_all_is_sorted():
+    """A name is found where one looks for it."""
+    assert list(taskback.__all__) == sorted(set(taskback.__all__))
+
+
+def test_all_is_complete():
+    """What has a public name in taskback is listed; what is listed is there."""
+    bound = {name for name, value in vars(taskback).items() if not name.startswith("_") and not is_foreign(value)}
+
+    listed = {name for name, value in PUBLIC.items() if not name.startswith("_") and not is_foreign(value)}
+    assert bound == listed
+
+
+@pytest.mark.parametrize("name", sorted({**CLASSES, **FUNCTIONS}))
+def test_it_says_that_it_lives_in_taskback(name):
+    """Errors and pickles name `taskback.X`, so that private files can move."""
+    assert PUBLIC[name].__module__ == "taskback"
+    assert PUBLIC[name].__qualname__ == name
+
+
+@pytest.mark.parametrize("name", sorted(CLASSES))
+def test_its_annotations_resolve(name):
+    """They are looked up in the module that the class claims to live in."""
+    typing.get_type_hints(CLASSES[name])
+
+
+@pytest.mark.parametrize("name", sorted({**CLASSES, **FUNCTIONS}))
+def test_it_has_a_docstring(name):
+    """Its own one, not what a dataclass makes up."""
+    doc = vars(PUBLIC[name]).get("__doc__") if name in CLASSES else PUBLIC[name].__doc__
+
+    assert doc
+    assert not doc.startswith(f"{name}(")
+
+
+@pytest.mark.parametrize("name", sorted(CLASSES))
+def test_its_methods_have_docstrings(name):
+    """Their own ones, or those of what they override."""
+    undocumented = [
+        method for method, _ in methods_of(CLASSES[name]) if not inspect.getdoc(getattr(CLASSES[name], method))
+    ]
+
+    assert undocumented == []
+
+
+def test_every_exception_has_an_example():
+    """A new exception comes with a line in EXAMPLES."""
+    assert sorted(EXAMPLES) == sorted(EXCEPTIONS)
+
+
+@pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("name", sorted(EXAMPLES))
+def test_it_survives_pickle(name, protocol):
+    """An exception that crossed to another process has the same text and the same facts."""
+    error = EXAMPLES[name]()
+    assert type(error) is EXCEPTIONS[name]
+
+    copy = pickle.loads(pickle.dumps(error, protocol))
+
+    assert type(copy) is type(error)
+    assert str(copy) == str(error)
+    assert copy.args == error.args
+    assert vars(copy) == vars(error)
