@@ -1,0 +1,36 @@
+"""What the command says on standard error, and the errors that end it."""
+
+import contextlib
+import os
+import sys
+from typing import Final
+
+OK: Final = 0
+SOME_FAILED: Final = 1
+USAGE: Final = 2
+INTERRUPTED: Final = 130
+
+
+class CommandError(Exception):
+    """Ends the command with a message instead of a traceback, and with this exit status."""
+
+    def __init__(self, message: str, status: int = USAGE) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def say(text: str) -> None:
+    """Write a line to standard error; the run does not depend on somebody reading it."""
+    try:
+        sys.stderr.write(f"taskback: {text}\n")
+        sys.stderr.flush()
+    except (OSError, ValueError):  # its reader is gone (`2>&1 | head`), or it was closed
+        _mute()
+
+
+def _mute() -> None:
+    """Let standard error end nowhere: what is stuck in its buffer would make Python exit with status 120."""
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stderr.fileno())
+        os.close(nowhere)

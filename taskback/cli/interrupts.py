@@ -1,0 +1,60 @@
+"""Ctrl-C and SIGTERM: the first drains, the second cancels, the third kills the command the default way."""
+
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import Any, Final, Self
+
+from taskback.cli.messages import Interrupted, Messages
+
+SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupts:
+    """The signal handlers, for as long as the context lasts.
+
+    Until `arm`, a signal raises `KeyboardInterrupt`: there is nothing yet that would have to be drained.
+
+    Threads: the handlers run on the main thread, between any two of its bytecodes; they take no lock.
+    """
+
+    def __init__(self, messages: Messages) -> None:
+        self._messages = messages
+        self._hurry: Callable[[], None] | None = None
+        self._last_words: Callable[[], None] | None = None
+        self._previous: dict[int, Any] = {}
+        self.count = 0
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():  # elsewhere Python refuses them
+            for number in SIGNALS:
+                if signal.getsignal(number) is not signal.SIG_IGN:  # `nohup`, or `command &` in a script
+                    self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        for number, previous in self._previous.items():
+            signal.signal(number, previous)
+
+    def arm(self, hurry: Callable[[], None], last_words: Callable[[], None]) -> None:
+        """From here on there are tasks: signals become messages.
+
+        Args:
+            hurry (Callable[[], None]): Called by the second signal, in its handler.
+            last_words (Callable[[], None]): Called by the third, just before the process ends.
+        """
+        self._hurry = hurry
+        self._last_words = last_words
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.count += 1
+        if self._hurry is None or self._last_words is None:
+            raise KeyboardInterrupt
+        if self.count > 2:
+            self._last_words()
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        if self.count == 2:
+            self._hurry()  # for a shutdown under way, in which the main thread does not look at its messages
+        self._messages.put(Interrupted(self.count))
