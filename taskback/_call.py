@@ -6,13 +6,15 @@ A handler is stopped by `TaskCancelled`, raised in its thread at the next byteco
 Threads: run() on the thread that runs the handler, interrupt() on any other.
 Locks: _lock is a leaf. It is held for the marks, and while the exception is sent.
 Holds: the exception reaches user code or nobody. It is sent only between the two marks, at most once a call, and
-what was sent and not taken is taken back at the second mark.
+what was sent and not taken is taken back at the second mark. An async handler has two pairs of marks, around the
+making of its coroutine and around the coroutine: between them asyncio makes its loop, and after them closes it.
 
 Race: interrupt() and the handler's end. (1) The exception is sent before the second mark and strikes inside the
 handler: it leaves by our `except`. (2) It is sent before the second mark and strikes in our own lines between
 the handler and that mark: the outer `except` catches it and marks again; a second one cannot come. (3) It
-comes after the second mark: nothing is sent. In (2) the handler had ended, and its result is dropped, as
-for any task that was told to stop before it ended.
+comes after the second mark: nothing is sent, and the next pair of marks, if there is one, raises it when it is
+entered. In (2) the handler had ended, and its result is dropped, as for any task that was told to stop before it
+ended.
 """
 
 import asyncio
@@ -22,7 +24,7 @@ import inspect
 import threading
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from taskback._context import Restore, restored
 from taskback._errors import TaskCancelled
@@ -30,6 +32,8 @@ from taskback._state import TaskState
 from taskback._task import CurrentTask, Task, running_task
 
 Handler = Callable[[Task], Any]
+
+LEFT_TASKS: Final = 0.5  # seconds that what a struck handler left in its loop gets to end
 
 _send = ctypes.pythonapi.PyThreadState_SetAsyncExc
 _send.argtypes = (ctypes.c_ulong, ctypes.py_object)
@@ -51,40 +55,59 @@ class Outcome:
         return cls(TaskState.CANCELLED if gave_up else TaskState.FAILED, error=error)
 
 
+class _TakenBack(BaseException):
+    """Takes the place of an exception that is on its way."""
+
+
+def _take_back(thread: int) -> None:
+    """Have nothing on its way to `thread`, which is the calling one.
+
+    By something else in its place, which is caught here. NULL would clear it, too, and leave CPython 3.11 with a
+    flag up under which all traced code (coverage, a debugger) hangs, in any thread.
+    """
+    try:
+        _send(thread, _TakenBack)
+        while True:  # until it comes, at the next bytecode
+            pass
+    except _TakenBack:
+        return
+
+
 class Marks:
     """The two marks around user code in a thread; see the top of the file."""
 
-    __slots__ = ("_lock", "_over", "_sent", "_thread")
+    __slots__ = ("_in_loop", "_lock", "_sent", "_thread")
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._thread: int | None = None
+        self._in_loop = False
         self._sent = False
-        self._over = False
 
-    def enter(self) -> None:
+    def enter(self, in_loop: bool = False) -> None:
         """The first mark: from here on the exception may come, and one that was wanted before comes now."""
         with self._lock:
             if self._sent:
                 raise TaskCancelled("the task is to stop")
-            self._thread = threading.get_ident()
+            self._thread, self._in_loop = threading.get_ident(), in_loop
 
     def leave(self) -> None:
         """The second mark: from here on it does not, and one that is on its way is taken back."""
         with self._lock:
-            self._over = True
-            self._thread = None
-            if self._sent:
-                _send(threading.get_ident(), ctypes.py_object())  # NULL clears; None would be raised
+            thread, self._thread, self._in_loop = self._thread, None, False
+            if thread is not None and self._sent:
+                _take_back(thread)
 
-    def strike(self) -> None:
-        """Raise `TaskCancelled` between the marks, once."""
+    def strike(self, firmly: bool = True) -> bool:
+        """Raise `TaskCancelled` between the marks, once; False if it spared an event loop, not being firm."""
         with self._lock:
-            if self._sent or self._over:
-                return
-            self._sent = True
-            if self._thread is not None:
-                _send(self._thread, TaskCancelled)
+            if self._in_loop and not firmly:
+                return False
+            if not self._sent:
+                self._sent = True
+                if self._thread is not None:
+                    _send(self._thread, TaskCancelled)
+            return True
 
 
 class RunAsync(Protocol):
@@ -95,8 +118,41 @@ class RunAsync(Protocol):
 
 def run_in_new_loop(main: Any, /, *, context: contextvars.Context) -> Any:
     """Run a coroutine in an event loop made for it."""
-    with asyncio.Runner() as runner:
-        return runner.run(main, context=context)
+    runner = asyncio.Runner()
+    try:
+        result = runner.run(main, context=context)
+    except TaskCancelled:
+        close_struck(runner)
+        raise
+    except BaseException:
+        runner.close()
+        raise
+    runner.close()
+    return result
+
+
+def close_struck(runner: asyncio.Runner) -> None:
+    """Close a runner whose loop the exception may have struck anywhere.
+
+    The step of a task may be lost, which then never ends; `runner.close` would wait for it for ever.
+    """
+    loop = runner.get_loop()
+    try:
+        tasks = asyncio.all_tasks(loop)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            loop.run_until_complete(asyncio.wait(tasks, timeout=LEFT_TASKS))
+        loop.run_until_complete(loop.shutdown_asyncgens())
+    finally:
+        asyncio.set_event_loop(None)
+        loop.close()
+
+
+def _close_unbegun(result: Any) -> None:
+    """Close a coroutine that will never begin, of which Python would otherwise complain."""
+    if inspect.iscoroutine(result) and inspect.getcoroutinestate(result) == inspect.CORO_CREATED:
+        result.close()
 
 
 class Call:
@@ -155,38 +211,54 @@ class Call:
             except BaseException as error:
                 outcome = Outcome.raised(error)
             self._marks.leave()
-        except TaskCancelled as error:  # Race: (2) of the top of the file
+        except BaseException as error:  # Race: (2) of the top of the file; or Ctrl-C, in the main thread
             self._marks.leave()
             outcome = Outcome.raised(error)
-        return outcome
+        try:
+            return outcome
+        finally:
+            del outcome  # an error's traceback holds this frame: what it held would live until the collector comes
 
     def _invoke(self) -> Any:
         running_task.set(self.current)
         with restored(self._functions, self._context):
-            result = self._handler(self._task)
-            if inspect.isawaitable(result):
+            result = None
+            try:
+                result = self._handler(self._task)
+                if not inspect.isawaitable(result):
+                    return result
+                self._marks.leave()
                 return self._run_async(self._follow(result), context=contextvars.copy_context())
-            return result
+            except BaseException:
+                _close_unbegun(result)
+                raise
 
     async def _follow(self, result: Awaitable[Any]) -> Any:
         """The async half of a handler, where interrupt() finds it."""
         self._async_task = asyncio.current_task()
-        self._loop = asyncio.get_running_loop()  # set last: interrupt() looks at it first
-        if self.current.cancelled:  # Race: interrupt() came before _loop was there
-            raise asyncio.CancelledError
-        return await result
+        self._loop = asyncio.get_running_loop()
+        try:
+            self._marks.enter(in_loop=True)  # last: from here on interrupt() looks at the two
+            return await result
+        finally:
+            self._marks.leave()
 
     def interrupt(self, firmly: bool = False) -> None:
         """Have the handler stop; `firmly` is for an async one that did not take its cancellation."""
         self.current._cancelled = True
+        struck = self._marks.strike(firmly)
         loop, async_task = self._loop, self._async_task
-        if loop is None or async_task is None or firmly:
-            self._marks.strike()
+        if loop is None or async_task is None:
             return
         try:
-            loop.call_soon_threadsafe(async_task.cancel)
+            # A loop that sleeps takes the exception when it wakes.
+            loop.call_soon_threadsafe(_nothing if struck else async_task.cancel)
         except RuntimeError:  # the loop has closed, so the handler has ended
             return
+
+
+def _nothing() -> None:
+    return None
 
 
 class AsyncCall:
@@ -230,15 +302,18 @@ class AsyncCall:
 
     def _invoke(self) -> Any:
         """The sync half: all of a sync handler, or the making of an async one's coroutine."""
+        result = None
         try:
             try:
                 self._marks.enter()
-                return self._handler(self._task)
+                result = self._handler(self._task)
             finally:
                 self._marks.leave()
-        except TaskCancelled:  # Race: (2) of the top of the file
+        except BaseException:  # Race: (2) of the top of the file
             self._marks.leave()
+            _close_unbegun(result)
             raise
+        return result
 
     def interrupt(self, firmly: bool = False) -> None:
         """Have the handler stop; asked again, it is cancelled again."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from taskback import _clock, _codec, _role
-from taskback._call import Call, Handler, Outcome
+from taskback._call import Call, Handler, Outcome, close_struck
 from taskback._context import Restore
 from taskback._errors import ProgressNotSerializableError, ResultNotSerializableError, TaskCancelled
 from taskback._state import TaskState
@@ -208,7 +208,7 @@ def _run_async(main: Any, /, *, context: contextvars.Context) -> Any:
     try:
         result = runner.run(main, context=context)
     except TaskCancelled:  # raised into the loop by force: it may be anywhere
-        runner.close()
+        close_struck(runner)
         raise
     except BaseException:
         _runner = runner
