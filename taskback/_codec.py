@@ -113,14 +113,15 @@ def _function_parts(path: str, function: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _words(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    text = safe_text(error)
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def safe_text(value: object) -> str:
-    """`str(value)`, also where that raises."""
+    """`str(value)`, also where that raises, and never of a subclass, which could not be read everywhere."""
     try:
-        return str(value)
-    except Exception:
+        return str.__str__(str(value))
+    except BaseException:  # it may raise anything
         return f"<{type(value).__name__} whose text cannot be had>"
 
 
@@ -128,7 +129,7 @@ def traceback_text(error: BaseException) -> str:
     """The traceback of `error` as text, without our own frames at its top."""
     try:
         return "".join(traceback.format_exception(type(error), error, without_our_frames(error)))
-    except Exception:
+    except BaseException:  # it asks the error for its text, its notes, its cause
         return f"{type(error).__name__}: {safe_text(error)}\n"
 
 
@@ -143,6 +144,11 @@ def without_our_frames(error: BaseException) -> Any:
 def error_type(error: BaseException) -> str:
     """The type's name, of the remote one where `error` stands for it."""
     return error.type_name if isinstance(error, RemoteError) else type_name(error)
+
+
+def error_text(error: BaseException) -> str:
+    """The error's text, of the remote one where `error` stands for it."""
+    return error.text if isinstance(error, RemoteError) else safe_text(error)
 
 
 def error_traceback(error: BaseException) -> str:
@@ -177,6 +183,6 @@ def unpack_error(packed: tuple[str, str, str, bytes | None]) -> BaseException:
             error = None
     if not isinstance(error, BaseException):
         error = RemoteError(name, text, trace)
-    error.__cause__ = RemoteTraceback(trace)
+    BaseException.__setattr__(error, "__cause__", RemoteTraceback(trace))  # also of a frozen one
     rebuilt: BaseException = error
     return rebuilt

@@ -4,8 +4,10 @@ Threads: any. Locks: _lock is a leaf; the registered functions are never called 
 """
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack
+
+from taskback._task import plain
 
 Capture = Callable[[], Mapping[str, str]]
 Restore = Callable[[Mapping[str, str]], AbstractContextManager[object] | None]
@@ -60,15 +62,17 @@ def captured(extra: Mapping[str, str] | None) -> dict[str, str]:
     for name, value in found.items():
         if not all(isinstance(each, str) for each in (name, value)):
             raise TypeError(f"context must map strings to strings, not {name!r} to {type(value).__name__}")
-    return found
+    return {plain(name): plain(value) for name, value in found.items()}
 
 
-@contextmanager
-def restored(functions: tuple[Restore, ...], context: Mapping[str, str]) -> Iterator[None]:
-    """Around a handler: everything that travelled beside its task is in place."""
+def restored(functions: tuple[Restore, ...], context: Mapping[str, str]) -> ExitStack:
+    """Around a handler: everything that travelled beside its task is in place.
+
+    No generator, which would set a handler's exception its traceback: a frozen one refuses that, and would be lost.
+    """
     with ExitStack() as stack:
         for restore in functions:
             manager = restore(context)
             if manager is not None:
                 stack.enter_context(manager)
-        yield
+        return stack.pop_all()

@@ -9,6 +9,7 @@ from typing import Any, Final
 from taskback import _clock
 from taskback._errors import UnsupportedOptionError
 from taskback._promises import Promises
+from taskback._task import plain
 
 UNSET: Final = object()  # `timeout=None` means no limit, which is not the same as not saying
 MAX_ID_CHARACTERS: Final = 64
@@ -52,7 +53,7 @@ def _id(value: Any) -> str | None:
         raise TypeError(f"id must be a string, not {type(value).__name__}")
     if not 0 < len(value) <= MAX_ID_CHARACTERS:
         raise ValueError(f"id must have 1 to {MAX_ID_CHARACTERS} characters, not {len(value)}")
-    return value
+    return plain(value)
 
 
 def _ready_at(backend: str, promises: Promises, delay: Any, not_before: Any) -> float:

@@ -7,7 +7,7 @@ from typing import Any, TypeVar, overload
 from taskback import _clock
 from taskback._call import Handler
 from taskback._errors import UnknownTaskTypeError
-from taskback._task import Task
+from taskback._task import Task, plain
 
 H = TypeVar("H", bound=Callable[..., Any])
 
@@ -84,6 +84,7 @@ class TaskRouter:
         """
         if not isinstance(type, str):
             raise TypeError(f"a task type is a string, not {type!r}")
+        type = plain(type)
         policy = Policy(timeout=timeout)
 
         def write_down(handler: H) -> H:
@@ -104,9 +105,12 @@ class TaskRouter:
         Returns:
             Policy: An empty one for a type that nothing is written down for.
         """
+        if type is None:
+            return Policy()
+        type = plain(type)
         if type in self._policies:
             return self._policies[type]
-        return Policy() if self._policy_for is None or type is None else self._policy_for(type)
+        return Policy() if self._policy_for is None else self._policy_for(type)
 
     def check(self, type: str | None) -> None:
         """Refuse a type that nobody would take.
@@ -123,7 +127,7 @@ class TaskRouter:
         return self._find(task.get("type"))(task)
 
     def _find(self, type: str | None) -> Handler:
-        found = self._handlers.get(type, self._fallback) if type is not None else self._fallback
+        found = self._handlers.get(plain(type), self._fallback) if type is not None else self._fallback
         if found is None:
             raise UnknownTaskTypeError(type, self._handlers)
         return found

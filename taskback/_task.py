@@ -105,6 +105,15 @@ class CurrentTask:
             self._announce(progress)
 
 
+def plain(text: str) -> str:
+    """The same text as a `str` itself.
+
+    A member of an enum of strings has its name's hash, not its text's, and is pickled by its class, which a worker
+    may not have.
+    """
+    return str.__str__(text)
+
+
 def _number(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"report({name}=...) takes a number, not {type(value).__name__}")
@@ -117,7 +126,7 @@ def _number(name: str, value: Any) -> float:
 def _text(name: str, value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"report({name}=...) takes a string, not {type(value).__name__}")
-    return str(value)
+    return plain(value)
 
 
 running_task: ContextVar[CurrentTask | None] = ContextVar("taskback_running_task", default=None)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests import leftovers
+from tests.backends import backend, gate, kind, make  # noqa: F401  # fixtures of the contract tests
 
 
 @pytest.fixture(autouse=True)

@@ -137,6 +137,24 @@ def test_two_signals_at_once_count_twice(desk: Desk) -> None:
     assert "(line 1)" in command.err.text
 
 
+def test_a_signal_that_another_thread_gets_is_answered(desk: Desk) -> None:
+    """The system may give it to any thread; the main thread's wait ends all the same."""
+    (desk.directory / "selfish.py").write_text(
+        "import jobs, signal, threading\n"
+        "def handler(task):\n"
+        "    signal.pthread_kill(threading.get_ident(), signal.SIGINT)\n"
+        "    return jobs.gated(task)\n"
+    )
+    desk.write_tasks({"n": 1})
+    command = desk.start("selfish:handler", "--backend", "thread", *OUT, *FOR_EVER)
+
+    command.err.wait_for("interrupted: waiting", 5)  # the next showing of progress would wake it after ten seconds
+    desk.gate.release(1)
+
+    assert command.finish() == 130
+    assert [record["result"] for record in desk.results()] == [1]
+
+
 def test_the_third_signal_kills(desk: Desk) -> None:
     """Whatever holds the command up, the user gets rid of it."""
     desk.write_tasks({"n": 1})

@@ -153,8 +153,9 @@ class Closing:
 
     def _force_all(self) -> None:
         for run in list(self._ledger.runs.values()):
-            if run.lane is not None:
-                run.lane.force(run)
+            lane = run.lane
+            if lane is not None:
+                lane.force(run)
 
     def _end_what_is_left(self) -> None:
         """What has no process or thread to wait for any more, and still no outcome."""

@@ -161,12 +161,13 @@ class Ledger:
         run.finished_ns = max(_clock.monotonic_ns(), run.started_ns or run.queued_ns)
         verdict = _verdict(run, outcome)
         if verdict.error is not outcome.error:
-            told = _told(verdict.error)
+            told = _told_of_ours(verdict.error, told)
         outcome = verdict
         self._move(run, outcome.state)
         run.attempts = (*run.attempts, _attempt(run, outcome, told))
         run.outcome = outcome
         run.call = None
+        run.lane = None  # a handle that is kept must not keep a worker's descriptors
         del self.runs[run.id]
         handles, run.handles = run.handles, []
         for handle in handles:
@@ -244,7 +245,18 @@ _Told = tuple[str | None, str | None, str | None]  # an error's type, text and t
 def _told(error: BaseException | None) -> _Told:
     if error is None:
         return None, None, None
-    return _codec.error_type(error), _codec.safe_text(error), _codec.error_traceback(error)
+    return _codec.error_type(error), _codec.error_text(error), _codec.error_traceback(error)
+
+
+def _told_of_ours(error: BaseException | None, cause: _Told) -> _Told:
+    """The same of an error of ours, under the lock: what its cause says is user code, and was told before."""
+    if error is None:
+        return None, None, None
+    name, text = _codec.type_name(error), str(error)
+    trace = f"{name}: {text}\n"
+    if error.__cause__ is not None:
+        trace = f"{cause[2]}\nThe above exception was the direct cause of the following exception:\n\n{trace}"
+    return name, text, trace
 
 
 def _attempt(run: Run, outcome: Outcome, told: _Told) -> Attempt:

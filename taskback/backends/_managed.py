@@ -40,7 +40,7 @@ from taskback._report import BackendStats, ShutdownReport, WorkerStats
 from taskback._router import Policy, TaskRouter
 from taskback._run import Run
 from taskback._state import BACKEND_MOVES, BackendState, TaskState
-from taskback._task import CurrentTask, Progress, Task
+from taskback._task import CurrentTask, Progress, Task, plain
 from taskback.backends._closing import Closing
 from taskback.backends._ledger import Ledger
 from taskback.pools.lane import Lane
@@ -346,7 +346,8 @@ class ManagedBackend(TaskBackend):
             if run.state is not TaskState.QUEUED or run.stop is not None:
                 return False
             run.call = call
-        self._ledger.start(run, run.lane.pid, _clock.monotonic_ns())
+            pid = run.lane.pid
+        self._ledger.start(run, pid, _clock.monotonic_ns())
         self._set_limit(run)
         return True
 
@@ -411,9 +412,14 @@ class ManagedBackend(TaskBackend):
     def abandoned(self, run: Run) -> None:
         """The run's thread is given up; the run ends ABANDONED."""
         lane = run.lane
-        why = "time limit" if run.stop is TaskState.TIMED_OUT else "cancellation"
-        error = TaskAbandonedError(run.id, self._cancel_grace, why)
-        self.ended(run, Outcome(TaskState.ABANDONED, error=error))
+        if lane is None:  # it has ended meanwhile
+            return
+        if run.state is TaskState.QUEUED:  # its thread never came to it, and may_start() refuses it from now on
+            self.ended(run, Outcome(TaskState.CANCELLED))
+        else:
+            why = "time limit" if run.stop is TaskState.TIMED_OUT else "cancellation"
+            error = TaskAbandonedError(run.id, self._cancel_grace, why)
+            self.ended(run, Outcome(TaskState.ABANDONED, error=error))
         self._lane_abandoned(lane)
 
     def come_back(self, run: Run) -> None:
@@ -487,7 +493,9 @@ class ManagedBackend(TaskBackend):
 
     def stop_running(self, run: Run) -> None:
         """Tell a run that was handed over to stop; `run.stop` says why. It is forced after the grace."""
-        lane: Lane = run.lane
+        lane: Lane | None = run.lane
+        if lane is None:  # it has ended meanwhile
+            return
         try:
             self.keeper.start()
         except RuntimeError:  # the program ends: the worker is told, and nobody can wait for it
@@ -746,7 +754,7 @@ def checked_type(task: Task) -> str | None:
     task_type = task.get("type")
     if task_type is not None and not isinstance(task_type, str):
         raise TypeError(f'task["type"] must be a string, not a {type(task_type).__name__}')
-    return task_type
+    return None if task_type is None else plain(task_type)
 
 
 def checked_count(name: str, value: object, least: int) -> int:

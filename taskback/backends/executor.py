@@ -1,6 +1,7 @@
 """`ExecutorTaskBackend`: runs tasks on any `concurrent.futures.Executor`."""
 
 import dataclasses
+import inspect
 import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -178,15 +179,15 @@ class ExecutorTaskBackend(ManagedBackend):
         self._pool = None
         pids = processes_of(pool)
         thread = threading.Thread(
-            target=pool.shutdown,
-            kwargs={"wait": True, "cancel_futures": True},
+            target=_shut_down,
+            args=(pool, True),
             name=f"{self._name}-pool",
             daemon=True,
         )
         try:
             thread.start()
         except RuntimeError:  # the program ends and starts no more threads
-            pool.shutdown(wait=False, cancel_futures=True)
+            _shut_down(pool, False)
             return [], []
         if not join(thread, min(soft, hard - 0.3)):
             for pid in pids:
@@ -196,13 +197,22 @@ class ExecutorTaskBackend(ManagedBackend):
 
     def _close_at_exit(self) -> None:
         if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
+            _shut_down(self._pool, False)
 
     def forked(self) -> None:
         """This is a fork: the parent's pool is of no use here."""
         self._inherited.append(self._pool)
         self._pool = None
         super().forked()
+
+
+def _shut_down(pool: Executor, wait: bool) -> None:
+    """Shut a pool down with what it still has queued cancelled, where it knows how: loky's `shutdown` does not."""
+    takes = inspect.signature(pool.shutdown).parameters
+    if "cancel_futures" in takes or any(each.kind is each.VAR_KEYWORD for each in takes.values()):
+        pool.shutdown(wait=wait, cancel_futures=True)
+    else:
+        pool.shutdown(wait=wait)
 
 
 def _checked_maker(pool: Callable[[], Executor]) -> Callable[[], Executor]:

@@ -5,7 +5,6 @@ All of it goes through one `queue.SimpleQueue`, whose put() may interrupt itself
 
 import queue
 from dataclasses import dataclass
-from typing import Any
 
 from taskback import TaskHandle
 from taskback.cli.source import Source
@@ -50,4 +49,4 @@ class Interrupted:
 
 
 Message = Ended | Refused | Withdrawn | InputOver | Interrupted
-Messages = queue.SimpleQueue[Any]  # of Message; SimpleQueue cannot be given a union before it is subscripted
+Messages = queue.SimpleQueue[Message | None]  # None only wakes the main thread

@@ -85,7 +85,7 @@ class Run:
     def _next_message(self) -> Message | None:
         until = min(self._next_show, self._deadline)
         try:
-            message: Message = self._parts.messages.get(timeout=max(0.0, until - time.monotonic()))
+            message = self._parts.messages.get(timeout=max(0.0, until - time.monotonic()))
         except queue.Empty:
             return None
         return message

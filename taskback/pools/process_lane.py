@@ -190,7 +190,7 @@ class ProcessLane:
         loop.remove_reader(mine.process.sentinel if mine.watch is None else mine.watch)
         mine.dead = True
         self._owner.withdraw(self, None)
-        _os.kill_group(mine.pid)  # what it leaves behind may also hold the pipe that the stock pool watches
+        trees.kill_rest(mine.pid)  # what it leaves behind may also hold the pipe that the stock pool watches
         pending = mine.future or mine.hello
         pending.add_done_callback(lambda future: self._keep(self._settle, mine))
         loop.call_later(LAST_WORD, self._settle, mine)
@@ -209,7 +209,7 @@ class ProcessLane:
         answered = mine.future is not None and mine.future.done() and mine.future.exception() is None
         if answered:
             run = None  # the stock pool's thread is about to end it
-        self._owner.worker_died(mine.pid, exitcode, run)
+        self._owner.worker_died(mine.pid, exitcode, run if mine.started == mine.number else None)
         self._retire(mine)
         if run is not None:
             self._lose(run, mine, exitcode)
@@ -346,7 +346,8 @@ class ProcessLane:
 
     def join(self, deadline: float) -> bool:
         """Wait for the stock pools' threads; False if something holds one at the deadline."""
-        return all(join(thread, deadline) for thread in self._old)
+        self._old = [thread for thread in self._old if not join(thread, deadline)]
+        return not self._old
 
     def dying(self) -> list[int]:
         """The worker, if the kernel has not finished with it."""

@@ -21,7 +21,19 @@ def kill_tree(pid: int, still_mine: Callable[[], bool]) -> None:
         _os.send_signal(pid, "SIGSTOP")
         _kill_below(pid)
         _os.send_signal(pid, "SIGKILL")
-    _os.kill_group(pid)
+        _os.kill_group(pid)
+    else:
+        kill_rest(pid)
+
+
+def kill_rest(pid: int) -> None:
+    """Kill what is left of the process group that a child led which has ended.
+
+    While one of the group is left its number is not given away: a process that has it is a stranger, and so are those
+    it leads.
+    """
+    if not alive([pid]):
+        _os.kill_group(pid)
 
 
 def _kill_below(pid: int) -> None:

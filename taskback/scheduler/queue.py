@@ -14,39 +14,37 @@ class TaskQueue:
     """Runs in the order in which they may start."""
 
     def __init__(self) -> None:
-        self._ready: list[tuple[int, int, Run]] = []
-        self._delayed: list[tuple[float, int, Run]] = []
-        self._waiting: set[int] = set()  # sequence numbers; what is not here any more is skipped by pop
+        self._ready: list[tuple[int, int]] = []
+        self._delayed: list[tuple[float, int]] = []
+        self._waiting: dict[int, Run] = {}  # by sequence number; what is not here any more is skipped by pop
 
     def push(self, run: Run, now: float) -> None:
         """Put a run in its place, by its `sequence`; one that comes back gets its old place."""
-        self._waiting.add(run.sequence)
+        self._waiting[run.sequence] = run
         if run.ready_at > now:
-            heapq.heappush(self._delayed, (run.ready_at, run.sequence, run))
+            heapq.heappush(self._delayed, (run.ready_at, run.sequence))
         else:
-            heapq.heappush(self._ready, (-run.priority, run.sequence, run))
+            heapq.heappush(self._ready, (-run.priority, run.sequence))
 
     def pop(self, now: float) -> Run | None:
         """Take out the run that may start now, if there is one."""
         while self._delayed and self._delayed[0][0] <= now:
-            _, sequence, run = heapq.heappop(self._delayed)
+            _, sequence = heapq.heappop(self._delayed)
             if sequence in self._waiting:
-                heapq.heappush(self._ready, (-run.priority, sequence, run))
+                heapq.heappush(self._ready, (-self._waiting[sequence].priority, sequence))
         while self._ready:
-            _, sequence, run = heapq.heappop(self._ready)
+            _, sequence = heapq.heappop(self._ready)
             if sequence in self._waiting:
-                self._waiting.remove(sequence)
-                return run
+                return self._waiting.pop(sequence)
         return None
 
     def discard(self, run: Run) -> None:
         """Take a run out, wherever it stands."""
-        self._waiting.discard(run.sequence)
+        self._waiting.pop(run.sequence, None)
 
     def __iter__(self) -> Iterator[Run]:
         """The runs that wait, in no order."""
-        for heap in (self._ready, self._delayed):
-            yield from (run for _, sequence, run in heap if sequence in self._waiting)
+        return iter(self._waiting.values())
 
     def __len__(self) -> int:
         return len(self._waiting)

@@ -90,7 +90,7 @@ class Reply:
             return Outcome(TaskState.SUCCEEDED, _codec.loads(self.value))
         except BaseException as error:
             refusal = ResultNotSerializableError(
-                "result", "value", f"not rebuilt here: {type(error).__name__}: {error}"
+                "result", "value", f"not rebuilt here: {type(error).__name__}: {_codec.safe_text(error)}"
             )
             refusal.__cause__ = error
             return Outcome(TaskState.FAILED, error=refusal)
@@ -173,7 +173,7 @@ def _last_progress(current: CurrentTask) -> PackedProgress | None:
         return None
     try:
         return pack_progress(progress)
-    except Exception:  # reported between two announcements, so that nobody has refused it yet
+    except BaseException:  # reported between two announcements, so that nobody has refused it yet
         return progress.done, progress.total, progress.stage, None
 
 

@@ -1,0 +1,212 @@
+"""A run ends once, its handles with it, and the figures are right for whoever is woken."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from taskback._call import Outcome
+from taskback._errors import TaskTimeoutError, UnknownTaskError
+from taskback._events import Listeners
+from taskback._handle import TaskHandle
+from taskback._run import Run
+from taskback._state import TaskState
+from taskback.backends._ledger import Ledger
+
+DONE = Outcome(TaskState.SUCCEEDED, "done")
+GAVE_UP = Outcome(TaskState.CANCELLED)
+
+
+def make_run(task_id: str = "id") -> Run:
+    """A run that nobody has accepted yet."""
+    return Run(task_id, "type", {}, None, context={}, priority=0, ready_at=0.0, timeout=None)
+
+
+@pytest.fixture
+def ledger() -> Ledger:
+    """An open one that keeps the last two."""
+    made = Ledger(Listeners("test"), 2)
+    made.open = True
+    return made
+
+
+def admit(ledger: Ledger, run: Run) -> TaskHandle:
+    """Accept it."""
+    handle = ledger.admit(run, None, True)
+    assert handle is not None
+    return handle
+
+
+@pytest.mark.parametrize(("first", "second"), [(DONE, GAVE_UP), (GAVE_UP, DONE)])
+def test_of_two_ends_the_first_wins(ledger, first, second):
+    """The second is told that it was late, and changes nothing."""
+    run = make_run()
+    handle = admit(ledger, run)
+
+    assert ledger.end(run, first, 1, run.queued_ns) == [handle]
+    assert ledger.end(run, second) is None
+
+    assert run.state is first.state
+    assert handle.done()
+    assert len(run.attempts) == 1
+
+
+def test_one_who_let_go_is_not_ended_again(ledger):
+    """Let go, then end: each handle ends once, in its own way."""
+    run = make_run()
+    first, second = admit(ledger, run), ledger.join("id", None)
+
+    assert ledger.let_go(first)
+    ended = ledger.end(run, DONE, 1, run.queued_ns)
+
+    assert ended == [second]
+    assert first.cancelled()
+    assert second.result(0) == "done"
+
+
+def test_letting_go_after_the_end_changes_nothing(ledger):
+    """End, then let go."""
+    run = make_run()
+    first, second = admit(ledger, run), ledger.join("id", None)
+    ledger.end(run, DONE, 1, run.queued_ns)
+
+    assert not ledger.let_go(first)
+
+    assert [first.result(0), second.result(0)] == ["done", "done"]
+
+
+def test_a_join_before_the_end_ends_with_it_and_one_after_finds_none(ledger):
+    """A handle is never given on a run that has ended."""
+    run = make_run()
+    admit(ledger, run)
+    before = ledger.join("id", None)
+
+    ledger.end(run, DONE, 1, run.queued_ns)
+
+    assert before.result(0) == "done"
+    assert ledger.join("id", None) is None
+
+
+def test_a_closed_ledger_takes_nothing(ledger):
+    """Neither a new run nor one who joins."""
+    admit(ledger, make_run())
+    ledger.open = False
+
+    assert ledger.admit(make_run("other"), None, True) is None
+    assert ledger.join("id", None) is None
+    assert list(ledger.runs) == ["id"]
+
+
+def test_the_last_that_ended_are_found(ledger):
+    """As many as are kept."""
+    handles = []
+    for name in "abc":
+        run = make_run(name)
+        handles.append(admit(ledger, run))
+        ledger.end(run, GAVE_UP)
+
+    assert [ledger.find("b"), ledger.find("c")] == handles[1:]
+    with pytest.raises(UnknownTaskError):
+        ledger.find("a")
+
+
+def test_no_text_of_a_handlers_error_is_asked_for_under_the_lock(ledger):
+    """Its `__str__` is user code, also where it is only the cause of what the task ends with."""
+    asked: list[bool] = []
+
+    class Curious(Exception):
+        def __str__(self) -> str:
+            asked.append(ledger.lock.locked())
+            return "curious"
+
+    run = make_run()
+    run.timeout, run.stop = 1.0, TaskState.TIMED_OUT
+    handle = admit(ledger, run)
+
+    ledger.end(run, Outcome(TaskState.FAILED, error=Curious()), 1, run.queued_ns)
+
+    assert asked
+    assert not any(asked)
+    assert isinstance(handle.exception(0), TaskTimeoutError)
+    told = run.attempts[0]
+    assert told.error_type == "taskback.TaskTimeoutError"
+    assert told.traceback is not None
+    assert "Curious: curious" in told.traceback
+    assert told.traceback.endswith(f"{told.error_text}\n")
+
+
+def test_what_a_run_was_told_to_stop_for_wins(ledger):
+    """Whatever its handler made of that; but one that was given up is ABANDONED."""
+    ends = [DONE, GAVE_UP, Outcome(TaskState.FAILED, error=ValueError())]
+    for stop in (TaskState.CANCELLED, TaskState.TIMED_OUT):
+        for outcome in [*ends, Outcome(TaskState.ABANDONED, error=ValueError())]:
+            run = make_run()
+            run.timeout, run.stop = 1.0, stop
+            admit(ledger, run)
+
+            ledger.end(run, outcome, 1, run.queued_ns)
+
+            assert run.state is (outcome.state if outcome.state is TaskState.ABANDONED else stop)
+
+
+def test_times_of_a_run_are_in_order_whatever_the_worker_says(ledger):
+    """A start that a worker's clock puts before the submission is moved there."""
+    run = make_run()
+    handle = admit(ledger, run)
+
+    ledger.end(run, DONE, 1, run.queued_ns - 10**9)
+
+    assert handle.queued_at == handle.started_at
+    assert handle.finished_at is not None
+    assert handle.finished_at >= handle.queued_at
+
+
+def test_figures_are_right_when_a_waiter_is_woken(ledger):
+    """A thread that blocks on a handle finds its task counted as ended."""
+    run = make_run()
+    handle = admit(ledger, run)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(lambda: (handle.result(10), ledger.figures()[0]))
+        ledger.end(run, DONE, 1, run.queued_ns)
+        _, figures = waiting.result()
+
+    assert (figures["succeeded"], figures["queued"], figures["running"]) == (1, 0, 0)
+
+
+def test_many_threads_leave_the_sums_right(ledger):
+    """Threads that join, start, let go and end the same runs: each ends once, and the figures add up."""
+    ends: list[Any] = []
+    together = threading.Barrier(6)
+
+    def work(number: int) -> None:
+        together.wait(10)
+        for turn in range(400):
+            handle = admit(ledger, make_run(str(turn)))
+            run = handle._run
+            ledger.start(run, 1, run.queued_ns)
+            if number % 3 == 0:
+                ledger.let_go(handle)
+            ended = ledger.end(run, DONE if number % 2 else GAVE_UP)
+            if ended is not None:
+                ends.append(run)
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(6) as pool:
+            list(pool.map(work, range(6)))
+    finally:
+        sys.setswitchinterval(before)
+
+    figures, by_type = ledger.figures()
+    assert figures["accepted"] == len(ends) == len(set(map(id, ends)))
+    assert figures["accepted"] + figures["joined"] == 2400
+    assert figures["succeeded"] + figures["cancelled"] == figures["accepted"]
+    assert figures["queued"] == figures["running"] == 0
+    assert by_type["type"].accepted == figures["accepted"]
+    assert figures["joined"] > 0, "no two threads ever met"
+    assert not ledger.runs
