@@ -179,7 +179,10 @@ async def test_a_failure_is_logged_once_and_kept_on_the_handle(backend, kind, do
 
     assert handle.state is TaskState.FAILED
     assert isinstance(handle.exception(), ValueError)
-    told = [record for record in caplog.records if handle.id in record.getMessage()]
+    async with asyncio.timeout(PATIENCE):
+        # The handle ends first, and may wake us before the thread that ended it has logged.
+        while not (told := [record for record in caplog.records if handle.id in record.getMessage()]):
+            await asyncio.sleep(0.001)
     assert [record.levelname for record in told] == ["WARNING"]
     assert kind in told[0].getMessage()
 
