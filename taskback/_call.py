@@ -28,6 +28,7 @@ from typing import Any, Final, Protocol
 
 from taskback._context import Restore, restored
 from taskback._errors import TaskCancelled
+from taskback._keeper import call_in
 from taskback._state import TaskState
 from taskback._task import CurrentTask, Task, running_task
 
@@ -250,11 +251,8 @@ class Call:
         loop, async_task = self._loop, self._async_task
         if loop is None or async_task is None:
             return
-        try:
-            # A loop that sleeps takes the exception when it wakes.
-            loop.call_soon_threadsafe(_nothing if struck else async_task.cancel)
-        except RuntimeError:  # the loop has closed, so the handler has ended
-            return
+        # A loop that sleeps takes the exception when it wakes. If it has closed, the handler has ended.
+        call_in(loop, _nothing if struck else async_task.cancel)
 
 
 def _nothing() -> None:
@@ -319,9 +317,5 @@ class AsyncCall:
         """Have the handler stop; asked again, it is cancelled again."""
         self.current._cancelled = True
         self._marks.strike()
-        if self._async_task is None:
-            return
-        try:
-            self._async_task.get_loop().call_soon_threadsafe(self._async_task.cancel)
-        except RuntimeError:  # the loop has closed: nothing runs there any more
-            return
+        if self._async_task is not None:  # if its loop has closed, nothing runs there any more
+            call_in(self._async_task.get_loop(), self._async_task.cancel)

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from taskback import _clock
 from taskback._call import Outcome
 from taskback._errors import ForeignHandleError
+from taskback._keeper import call_in
 from taskback._run import Attempt, Run
 from taskback._state import TaskState
 from taskback._task import Progress, Task
@@ -316,10 +317,7 @@ class TaskHandle(Future[Any]):
         """Wake the loops that await the handle. After `_settle`, outside of any lock; runs no user code."""
         waiters, self._loop_waiters = self._loop_waiters, []
         for loop, wake, _ in waiters:
-            try:
-                loop.call_soon_threadsafe(wake)
-            except RuntimeError:  # the loop has closed: nobody waits there any more
-                continue
+            call_in(loop, wake)  # if it has closed, nobody waits there any more
 
     def __repr__(self) -> str:
         foreign = f" of process {self._pid}" if self._pid != os.getpid() else ""

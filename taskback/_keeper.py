@@ -44,13 +44,7 @@ class LoopThread:
     def call(self, function: Callable[..., Any], *args: Any) -> bool:
         """Have it called on the loop's thread; False if there is no loop any more."""
         loop = self.loop
-        if loop is None:
-            return False
-        try:
-            loop.call_soon_threadsafe(function, *args)
-        except RuntimeError:  # closed meanwhile
-            return False
-        return True
+        return loop is not None and call_in(loop, function, *args)
 
     def here(self) -> bool:
         """Whether the calling thread is the loop's own."""
@@ -60,12 +54,18 @@ class LoopThread:
         """Ask the loop to end; gives the thread that ends with it, to be joined by another one."""
         with self._lock:
             loop, self.loop = self.loop, None
-            if loop is not None:
-                try:
-                    loop.call_soon_threadsafe(loop.stop)
-                except RuntimeError:  # it has ended by itself
-                    return None
+            if loop is not None and not call_in(loop, loop.stop):  # it has ended by itself
+                return None
             return self._thread
+
+
+def call_in(loop: asyncio.AbstractEventLoop, function: Callable[..., Any], *args: Any) -> bool:
+    """Have it called on a loop's thread, from any; False if the loop has closed, as one does one day."""
+    try:
+        loop.call_soon_threadsafe(function, *args)
+    except RuntimeError:
+        return False
+    return True
 
 
 def join(thread: threading.Thread | None, deadline: float) -> bool:

@@ -5,11 +5,13 @@ import numbers
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from taskback._errors import TaskCancelled
 
 Task = dict[str, Any]
+
+ANNOUNCE_EVERY_NS: Final = 50_000_000  # listeners and other processes hear of progress at most 20 times a second
 
 
 @dataclass(frozen=True, slots=True)

@@ -160,7 +160,7 @@ class Closing:
     def _end_what_is_left(self) -> None:
         """What has no process or thread to wait for any more, and still no outcome."""
         for run in list(self._ledger.runs.values()):
-            if run.outcome is None and run.killed:
+            if run.killed:
                 self._backend.ended(run, Outcome(TaskState.CANCELLED))
             else:
                 error = RuntimeError(f"the backend was shut down while the result of task {run.id} was being rebuilt")

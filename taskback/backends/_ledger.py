@@ -21,10 +21,8 @@ from taskback._handle import TaskHandle
 from taskback._report import Tally, TypeStats
 from taskback._run import Attempt, Run
 from taskback._state import TASK_MOVES, TaskState
-from taskback._task import Progress
+from taskback._task import ANNOUNCE_EVERY_NS, Progress
 from taskback.scheduler.queue import TaskQueue
-
-PROGRESS_EVERY_NS = 50_000_000  # events of one run: at most 20 a second
 
 
 class Ledger:
@@ -131,7 +129,7 @@ class Ledger:
         if not self.listeners.listening:
             return
         with self.lock:
-            if not run.state.final and run.announce_now(_clock.monotonic_ns(), PROGRESS_EVERY_NS):
+            if not run.state.final and run.announce_now(_clock.monotonic_ns(), ANNOUNCE_EVERY_NS):
                 self.listeners.emit(TaskProgress, progress=progress, **_facts(run))
 
     # --- out ---

@@ -34,7 +34,7 @@ from taskback._errors import (
 )
 from taskback._events import Listeners, WorkerDied, WorkerStarted
 from taskback._handle import TaskHandle
-from taskback._keeper import LoopThread, join
+from taskback._keeper import LoopThread, call_in, join
 from taskback._options import UNSET, Options, read_options
 from taskback._report import BackendStats, ShutdownReport, WorkerStats
 from taskback._router import Policy, TaskRouter
@@ -723,12 +723,8 @@ class _Wake:
 
     def __call__(self) -> None:
         loop = self._loop()
-        if loop is None:
-            return
-        try:
-            loop.call_soon_threadsafe(self._event.set)
-        except RuntimeError:  # the loop has closed: nobody waits there any more
-            return
+        if loop is not None:  # if it has closed, nobody waits there any more
+            call_in(loop, self._event.set)
 
 
 def _log(run: Run) -> None:

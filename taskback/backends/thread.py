@@ -84,14 +84,18 @@ class ThreadPoolTaskBackend(ManagedBackend):
         return OwnThreadLane(self, f"{self._name}-worker")
 
     def _lane_abandoned(self, lane: Lane) -> None:
-        replacement = self._new_lane()
         with self._ledger.lock:
             self._given_up.add(lane)
             self._threads = [other for other in self._threads if other is not lane]
             if self._ledger.open and len(self._given_up) <= MAX_ABANDONED:
-                self._threads.append(replacement)
-                self._idle.append(replacement)
+                self._add_lane()
         self.look_again()
+
+    def _add_lane(self) -> None:
+        """One more, in the place of one that was given up. Under the ledger's lock."""
+        lane = self._new_lane()
+        self._threads.append(lane)
+        self._idle.append(lane)
 
     def _lane_freed(self, lane: Lane) -> bool:
         assert isinstance(lane, OwnThreadLane)
@@ -100,9 +104,7 @@ class ThreadPoolTaskBackend(ManagedBackend):
         lane.close()  # its thread has come back after all, and ends
         self._given_up.discard(lane)
         if self._ledger.open and len(self._threads) < self._max_workers:
-            replacement = self._new_lane()
-            self._threads.append(replacement)
-            self._idle.append(replacement)
+            self._add_lane()
         return False
 
     def _lanes(self) -> list[Lane]:

@@ -9,6 +9,7 @@ import os
 from functools import partial
 
 from taskback._call import AsyncCall, Outcome
+from taskback._keeper import call_in
 from taskback._run import Run
 from taskback._state import TaskState
 from taskback.pools.lane import LaneOwner
@@ -37,10 +38,7 @@ class LoopLane:
         """Make it a task of the loop."""
         if asyncio._get_running_loop() is self._loop:
             self._begin(run)
-            return True
-        try:
-            self._loop.call_soon_threadsafe(self._begin, run)
-        except RuntimeError:  # the loop has closed: nothing can run there any more
+        elif not call_in(self._loop, self._begin, run):  # closed: nothing can run there any more
             self._owner.ended(run, Outcome(TaskState.CANCELLED))
         return True
 

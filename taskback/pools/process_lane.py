@@ -146,7 +146,7 @@ class ProcessLane:
 
     def _greeted(self, mine: _Worker, key: tuple[str, int]) -> None:
         if mine.hello.exception() is not None:
-            self._broken(mine)
+            self._kill(mine)  # the stock pool gave it up: make sure that it ends; the watch then tells
             return
         mine.ready = True
         mine.known_key = key if mine.hello.result() else None
@@ -179,10 +179,6 @@ class ProcessLane:
                 self._tell(run, False)  # Race: it was cancelled before its number was known here
         elif kind == "progress":
             self._owner.progressed(run, calls.unpack_progress((rest[0], rest[1], rest[2], rest[3])))
-
-    def _broken(self, mine: _Worker) -> None:
-        """The stock pool gave its worker up: make sure that it ends; the watch then tells."""
-        self._kill(mine)
 
     def _died(self, mine: _Worker) -> None:
         """The worker has ended."""
@@ -289,7 +285,7 @@ class ProcessLane:
         try:
             data = future.result()
         except BaseException:  # the stock pool is broken, for our call itself raises nothing
-            self._keep(self._broken, mine)
+            self._keep(self._kill, mine)
             return
         try:
             with self._owner.user_code(f"rebuilding the result of task {run.id}"):

@@ -72,7 +72,7 @@ def alive(pids: Iterable[int]) -> list[int]:
     found = []
     for pid in pids:
         try:
-            if psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+            if _alive(psutil.Process(pid)):
                 found.append(pid)
         except psutil.Error:
             continue

@@ -10,15 +10,13 @@ import os
 import pickle
 import threading
 from multiprocessing.connection import Connection
-from typing import Any, Final
+from typing import Any
 
 from taskback import _clock, _codec
 from taskback._call import Call
-from taskback._task import Progress
+from taskback._task import ANNOUNCE_EVERY_NS, Progress
 from taskback.pools import _os
 from taskback.pools.child import calls
-
-ANNOUNCE_EVERY_NS: Final = 50_000_000  # progress: at most 20 announcements a second
 
 
 class Worker:
