@@ -82,9 +82,9 @@ def test_cpus_honour_the_quota(monkeypatch, tmp_path, quota, cpus):
 def test_a_death_watch_is_readable_when_the_child_has_ended(start):
     """Not before, and whatever the child has left running with what it had open."""
     child = start(
-        "import subprocess, sys; "
+        "import signal, subprocess, sys; "
         f"print(subprocess.Popen([sys.executable, '-c', {SLEEPER!r}], stdout=subprocess.DEVNULL).pid, flush=True); "
-        "sys.stdin.readline()"
+        "signal.pause()"
     )
     grandchild = int(line_of(child))
     watch = _os.open_death_watch(child.pid)
