@@ -238,7 +238,7 @@ class Command:
 
     def leaves_nothing(self, limit: float = LIMIT) -> bool:
         """Whether all processes of it are gone; multiprocessing's helpers follow their parent after a moment."""
-        return not psutil.wait_procs(self.survivors(), timeout=limit)[1]
+        return _wait_for_end(self.survivors(), limit)
 
     def close_processes(self) -> None:
         """End all that is left of it."""
@@ -247,7 +247,7 @@ class Command:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
             self.process.poll()  # reaps it
-            psutil.wait_procs(left, timeout=LIMIT)
+            assert _wait_for_end(left, LIMIT), f"cannot be killed: {left}"
 
     def close(self) -> None:
         """Leave nothing behind."""
@@ -255,6 +255,22 @@ class Command:
         self.process.wait(LIMIT)
         self.out.close()
         self.err.close()
+
+
+def _wait_for_end(processes: list[psutil.Process], limit: float) -> bool:
+    """Whether all have ended in time. A zombie has: who is to reap an orphan, and when, is not ours to say."""
+    deadline = time.monotonic() + limit
+    for process in processes:
+        try:
+            pidfd = os.pidfd_open(process.pid)
+        except ProcessLookupError:
+            continue
+        try:
+            if not select.select([pidfd], [], [], max(0.0, deadline - time.monotonic()))[0]:
+                return False
+        finally:
+            os.close(pidfd)
+    return True
 
 
 def _mark_of(process: psutil.Process) -> str | None:

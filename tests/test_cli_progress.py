@@ -161,7 +161,7 @@ def test_no_bar_without_rich(desk: Desk) -> None:
     desk.gate.release(1)
 
     assert command.finish() == 0
-    assert command.err.text.startswith("taskback: 1 tasks in ")
+    assert command.err.text.startswith("taskback: 1 task in ")
 
 
 @pytest.mark.parametrize("env", [{"TERM": "dumb"}])

@@ -210,6 +210,22 @@ def test_a_task_whose_time_is_up_is_timed_out(desk: Desk, backend: str) -> None:
     assert succeeded["state"] == "succeeded"
 
 
+def test_an_abandoned_thread_does_not_keep_the_command_from_its_end(desk: Desk) -> None:
+    """A thread cannot be killed: its task is ABANDONED, the others run, and the command ends without it."""
+    (desk.directory / "mixed.py").write_text(
+        "import jobs\ndef handler(task):\n    return jobs.stuck(task) if task['n'] == 1 else task['n']\n"
+    )
+    desk.write_tasks(*numbered(3))
+
+    status, command = desk.run(
+        "mixed:handler", "--backend", "thread", "--workers", "1", "--timeout", "0.1", "--out", "results.jsonl"
+    )
+
+    assert status == 1, command.err.text
+    assert [record["state"] for record in desk.results()] == ["abandoned", "succeeded", "succeeded"]
+    assert command.leaves_nothing()
+
+
 def test_a_dead_worker_costs_its_task_and_no_other_line_is_missing(desk: Desk) -> None:
     """Every line has its result, whatever dies."""
     desk.write_tasks({"do": "nothing"}, {"do": "die"}, {"do": "nothing"}, {"do": "nothing"})
@@ -387,7 +403,7 @@ def test_resume_runs_what_has_no_result_yet(desk: Desk) -> None:
     assert desk.told.read_line() == "4"
     assert desk.told.poll_line(0) is None
     assert [record.get("result") for record in desk.results()] == [1, None, 3, 4]
-    assert "1 tasks in" in command.err.text
+    assert "1 task in" in command.err.text
     assert "3 done earlier, 1 of which did not succeed" in command.err.text
 
 

@@ -28,6 +28,11 @@ def say(text: str) -> None:
         _mute()
 
 
+def tasks(count: int) -> str:
+    """So many tasks, in words."""
+    return f"{count:,} task" if count == 1 else f"{count:,} tasks"
+
+
 def _mute() -> None:
     """Let standard error end nowhere: what is stuck in its buffer would make Python exit with status 120."""
     with contextlib.suppress(OSError, ValueError):

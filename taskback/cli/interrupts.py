@@ -82,4 +82,4 @@ class Interrupts:
             signal.raise_signal(number)
         if self.count == 2:
             self._hurry()  # for a shutdown under way, in which the main thread does not look at its messages
-        self._messages.put(Interrupted(self.count))
+        self._messages.put(Interrupted())

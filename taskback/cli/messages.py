@@ -43,9 +43,7 @@ class InputOver:
 
 @dataclass(frozen=True, slots=True)
 class Interrupted:
-    """A signal came; `count` says the how manieth."""
-
-    count: int
+    """A signal came."""
 
 
 Message = Ended | Refused | Withdrawn | InputOver | Interrupted

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final, assert_never
 
 from taskback import BackendClosedError, TaskBackend, TaskState
-from taskback.cli.complaints import SOME_FAILED, CommandError
+from taskback.cli.complaints import SOME_FAILED, CommandError, tasks
 from taskback.cli.feed import Feed
 from taskback.cli.interrupts import Interrupts
 from taskback.cli.messages import Ended, InputOver, Interrupted, Message, Messages, Refused, Withdrawn
@@ -107,8 +107,8 @@ class Run:
                 self._feed_ended = True
                 self._input_over = complete
                 self._look_at(error)
-            case Interrupted(count):
-                self._interrupt(count)
+            case Interrupted():
+                self._interrupt()
             case _:
                 assert_never(message)
 
@@ -139,12 +139,12 @@ class Run:
         else:
             self._failure = CommandError(f"cannot go on: {type(error).__name__}: {error}", SOME_FAILED)
             self._failure.__cause__ = error
-        self._drain(f"{self._failure}; waiting")
+        self._drain(str(self._failure))
 
-    def _interrupt(self, count: int) -> None:
-        if count == 1:
-            self._drain("interrupted: waiting")
-        else:
+    def _interrupt(self) -> None:
+        if self._phase is Phase.FEEDING:
+            self._drain("interrupted")
+        elif self._phase is Phase.DRAINING:
             self._phase = Phase.CANCELLING
             self._parts.progress.say("interrupted again: cancelling")
 
@@ -154,9 +154,11 @@ class Run:
         self._phase = Phase.DRAINING
         self._parts.window.close()
         self._deadline = time.monotonic() + self._parts.shutdown_timeout
-        in_flight = self._parts.window.in_flight
-        limit = f"up to {self._parts.shutdown_timeout:g} s for {in_flight} tasks in flight; Ctrl-C again cancels them"
-        self._parts.progress.say(f"{why} {limit}" if in_flight else f"{why} for nothing: no task is in flight")
+        if in_flight := self._parts.window.in_flight:
+            limit = f"up to {self._parts.shutdown_timeout:g} s for {tasks(in_flight)} in flight"
+            self._parts.progress.say(f"{why}: waiting {limit}; Ctrl-C cancels them")
+        else:
+            self._parts.progress.say(why)
 
     def _show(self) -> None:
         now = time.monotonic()
@@ -181,10 +183,13 @@ class Run:
         parts = self._parts
         parts.window.close()
         if parts.window.in_flight:
+            if self._phase is Phase.DRAINING:
+                parts.progress.say(f"the time is up: cancelling {tasks(parts.window.in_flight)}")
             self._phase = Phase.CANCELLING
         report = parts.backend.shutdown_sync(0 if self._phase is Phase.CANCELLING else parts.shutdown_timeout)
+        deadline = time.monotonic() + STRAGGLERS
         parts.feed.join(STRAGGLERS)
-        self._collect()
+        self._collect(deadline)
         parts.results.sync()
         return Ending(
             interrupted=parts.interrupts.count > 0,
@@ -192,15 +197,18 @@ class Run:
             unfinished=sorted([*self._unfinished, *parts.window.lines()]),
             lines_read=parts.feed.lines_read,
             input_over=self._input_over,
-            threads_left=bool(report.abandoned or report.stuck or parts.feed.is_alive()),
+            threads_left=bool(report.abandoned or report.stuck or parts.feed.is_alive() or self._abandoned()),
         )
 
-    def _collect(self) -> None:
+    def _abandoned(self) -> int:
+        """How many tasks have left a thread behind at their time limit."""
+        return self._parts.tally.now[TaskState.ABANDONED.value]
+
+    def _collect(self, deadline: float) -> None:
         """Take the messages that came during the shutdown.
 
         The tasks are over by now, but the threads that ended them may be about to say so.
         """
-        deadline = time.monotonic() + STRAGGLERS
         while self._parts.window.in_flight or not self._parts.messages.empty():
             try:
                 self._take(self._parts.messages.get(timeout=max(0.0, deadline - time.monotonic())))

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from taskback.cli.arguments import Options
-from taskback.cli.complaints import INTERRUPTED, OK, SOME_FAILED, CommandError
+from taskback.cli.complaints import INTERRUPTED, OK, SOME_FAILED, CommandError, tasks
 from taskback.cli.tally import SUCCEEDED, Tally
 
 LINES_NAMED: Final = 20  # of the unfinished ones
@@ -65,7 +65,7 @@ def _problems(tally: Tally) -> list[str]:
 
 def _counts(tally: Tally) -> str:
     counts = ", ".join(f"{count:,} {state.replace('_', ' ')}" for state, count in sorted(tally.now.items()))
-    text = f"{tally.now.total():,} tasks in {tally.seconds:.1f} s" + (f": {counts}" if counts else "")
+    text = f"{tasks(tally.now.total())} in {tally.seconds:.1f} s" + (f": {counts}" if counts else "")
     earlier = tally.earlier.total()
     if not earlier:
         return text
@@ -77,7 +77,7 @@ def _unfinished(ending: Ending, options: Options) -> str:
     begun = ", ".join(str(line) for line in ending.unfinished[:LINES_NAMED])
     if len(ending.unfinished) > LINES_NAMED:
         begun += ", ..."
-    parts = [f"{len(ending.unfinished):,} tasks that were begun or waiting (line {begun})"] if begun else []
+    parts = [f"{tasks(len(ending.unfinished))} begun or waiting (line {begun})"] if begun else []
     if not ending.input_over:
         parts.append(f"all after line {ending.lines_read:,} of {options.tasks_name}")
     return f"{began}; unfinished: {' and '.join(parts)}"
