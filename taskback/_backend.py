@@ -12,7 +12,10 @@ import asyncio
 import atexit
 import inspect
 import logging
+import multiprocessing.process
+import multiprocessing.util
 import os
+import signal
 import threading
 import weakref
 from abc import ABC, abstractmethod
@@ -21,7 +24,7 @@ from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
 
-from taskback import _clock
+from taskback import _clock, _forks
 from taskback._call import Handler
 from taskback._errors import UnknownTaskError, UnsupportedOptionError
 from taskback._handle import TaskHandle
@@ -401,27 +404,70 @@ class Mortal(Protocol):
 
 
 _alive: "weakref.WeakSet[Mortal]" = weakref.WeakSet()
-_hooked = False
+_hooked_after: "set[type | None]" = set()
+_finalized_in = 0  # the multiprocessing child that has our finalizer
 
 
-def tell_at_the_end(backend: Mortal) -> None:
-    """Have a backend told when the program ends, and when it has been forked."""
-    global _hooked
+def tell_at_the_end(backend: Mortal, after: type | None = None) -> None:
+    """Have a backend told when the program ends, and when it has been forked.
+
+    Args:
+        backend (Mortal): The backend.
+        after (type | None): Somebody else's class whose own exit hook is in place by now. The hook that came last runs
+            first, and that one would wait for work that only ours ends.
+    """
     with _default_lock:
         _alive.add(backend)
-        if _hooked:
+        _finalize_in_child()
+        if after in _hooked_after:
             return
-        _hooked = True
+        first = not _hooked_after
+        _hooked_after.add(after)
+        turn = len(_hooked_after)
     # Not atexit where that can be helped: it runs after all threads have been joined, so never while one of the
     # program's waits on a handle.
     register = getattr(threading, "_register_atexit", atexit.register)
-    register(_end_all)
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=_forked)
+    try:
+        register(_end_all, turn)
+    except RuntimeError:  # the program is ending already
+        logger.debug("no exit hook for %r", backend)
+    if first:
+        _forks.watch(_forked)
 
 
-def _end_all() -> None:
-    """The program ends: cancel what is queued, kill the workers. Starts nothing."""
+def _finalize_in_child() -> None:
+    """In a process of `multiprocessing`: be told before it waits for its own children, our workers among them.
+
+    Up to CPython 3.12 it does that first, and the exit hooks of `threading` would have their turn afterwards: never.
+    """
+    global _finalized_in
+    if multiprocessing.process.parent_process() is not None and _finalized_in != os.getpid():
+        _finalized_in = os.getpid()
+        multiprocessing.util.Finalize(None, lambda: _end_all(len(_hooked_after)), exitpriority=100)
+
+
+def _end_all(turn: int) -> None:
+    """The program ends: cancel what is queued, kill the workers. Starts nothing.
+
+    Ctrl-C does not cut it short, nor the hooks that come after it: it takes no longer than the grace.
+    """
+    if turn != len(_hooked_after):  # this hook has a younger twin, which ran before it
+        return
+    interruptible = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if interruptible and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, _shrug)
+    try:
+        _end_each()
+    finally:
+        if signal.getsignal(signal.SIGINT) is _shrug:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _shrug(*_: Any) -> None:
+    return None
+
+
+def _end_each() -> None:
     waits = [(backend.at_exit(), _clock.monotonic() + backend.exit_seconds()) for backend in list(_alive)]
     for future, deadline in waits:
         if future is None:

@@ -50,6 +50,7 @@ class Run:
         "call",
         "context",
         "data",
+        "false_starts",
         "finished_ns",
         "handles",
         "home_loop",
@@ -97,6 +98,7 @@ class Run:
         self.state = TaskState.QUEUED
         self.stop: TaskState | None = None  # what it is to end as: told to stop, and why
         self.killed = False
+        self.false_starts = 0  # workers that died with it in hand, before they called its handler
         self.outcome: Outcome | None = None
         self.lane: Any = None  # what runs it, from the moment on that it is handed over
         self.call: Any = None  # the call under way, in this process

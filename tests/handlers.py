@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -58,6 +59,16 @@ def pid(task: Task) -> int:
     return os.getpid()
 
 
+def compute(task: Task) -> int:
+    """Compute for a while in one call of C code, which holds the interpreter lock throughout."""
+    gates.say(task["gate"])
+    return sum(range(task["steps"]))
+
+
+def die(task: Task) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def seconds_left(task: Task) -> float | None:
     deadline = current_task().deadline
     return None if deadline is None else deadline - time.monotonic()
@@ -100,6 +111,15 @@ async def hold_and_swallow_async(task: Task) -> str:
     with contextlib.suppress(TaskCancelled, asyncio.CancelledError):
         await gates.hold_async(task["gate"])
     return "all the same"
+
+
+def hold_with_pid(task: Task) -> None:
+    gates.hold(task["gate"], os.getpid())
+
+
+async def hold_and_fail_async(task: Task) -> NoReturn:
+    await gates.hold_async(task["gate"])
+    fail(task)
 
 
 def look_at_the_flag(task: Task) -> None:

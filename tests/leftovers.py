@@ -116,8 +116,7 @@ def left_since(before: Seen, grace: float = GRACE) -> Seen:
         left = look() - before
         if not left or time.monotonic() >= deadline:
             break
-        for thread in left.threads:  # first, since they may be about to wait for the processes
-            thread.join(max(0.0, deadline - time.monotonic()))
+        _join(left.threads, deadline)  # first, since they may be about to wait for the processes
         unwaited.update(process for process in left.processes if _await_end(process, deadline))
         if not left.threads and not left.processes:
             time.sleep(0.01)  # a bare thread or a descriptor: there is nothing to wait on
@@ -166,6 +165,12 @@ def _kept() -> tuple[set[int | None], set[int | None]]:
         pids.add(getattr(keeper, pid, None))
         descriptors.add(getattr(keeper, descriptor, None))
     return pids, descriptors
+
+
+def _join(threads: Iterable[threading.Thread], deadline: float) -> None:
+    # A function of its own: a name that stayed with a thread would keep what that holds, descriptors say.
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
 
 
 def _await_end(process: psutil.Process, deadline: float) -> bool:

@@ -98,11 +98,12 @@ class Closing:
     async def _steps(self) -> None:
         self._ledger.on_empty.append(self._wake)
         await self._until_empty(lambda: min(self._deadlines))
-        soft = _clock.monotonic() + self._grace
+        told = _clock.monotonic()
         if self._ledger.runs:
             self._stop_all()
-            await self._until_empty(lambda: soft)
+            await self._until_empty(lambda: told + self._grace)  # the end of the program may shorten it meanwhile
             self._force_all()
+        soft = told + self._grace
         hard = _clock.monotonic() + self._settle if self._ledger.runs else soft + self._settle
         await self._until_empty(lambda: hard - 0.1)
         dying, stuck = await self._backend._close_lanes(soft, hard)
@@ -113,7 +114,7 @@ class Closing:
             stuck.append(f"{self._backend._name}-listeners")
         held = list(self._backend._in_user_code.values())
         self._report.dying = dying
-        self._report.stuck = [name for name in stuck if not any(each.startswith(name) for each in held)] + held
+        self._report.stuck = [name for name in stuck if not any(each.startswith(f"{name}: ") for each in held)] + held
 
     def _wake(self) -> None:
         self._keeper.call(self._changed.set)
@@ -150,6 +151,7 @@ class Closing:
         for run in runs:
             if run.lane is None:
                 backend.ended(run, Outcome(TaskState.CANCELLED))
+        backend._nothing_will_start()
 
     def _force_all(self) -> None:
         for run in list(self._ledger.runs.values()):

@@ -142,6 +142,9 @@ class ManagedBackend(TaskBackend):
         """The lanes that are workers, for `stats`."""
         return []
 
+    def _nothing_will_start(self) -> None:
+        """A shutdown has cancelled what was queued; on the keeper's thread."""
+
     async def _close_lanes(self, soft: float, hard: float) -> tuple[list[int], list[str]]:
         """End the workers: kindly until `soft`, by force then, waiting until `hard`. On the keeper's thread.
 
@@ -351,7 +354,7 @@ class ManagedBackend(TaskBackend):
         self._set_limit(run)
         return True
 
-    def has_started(self, run: Run, pid: int, started_ns: int) -> bool:
+    def has_started(self, run: Run, pid: int | None, started_ns: int) -> bool:
         """The handler has been called in another process; True if it is to stop."""
         if self._ledger.start(run, pid, started_ns):
             self._set_limit(run)

@@ -7,13 +7,15 @@ from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 
 from taskback import _clock
+from taskback._backend import tell_at_the_end
 from taskback._call import Handler, Outcome
 from taskback._errors import BackendClosedError
 from taskback._handle import TaskHandle
 from taskback._keeper import join
 from taskback._promises import Promises
 from taskback._run import Run
-from taskback._state import TaskState
+from taskback._state import BackendState, TaskState
+from taskback.backends._closing import Closing
 from taskback.backends._managed import ManagedBackend, checked_count
 from taskback.pools import trees
 from taskback.pools.foreign_lane import ForeignLane, processes_of
@@ -124,6 +126,8 @@ class ExecutorTaskBackend(ManagedBackend):
     def _start_afresh(self) -> None:
         super()._start_afresh()
         self._under_way = 0  # tasks that the pool was given; under the ledger's lock
+        self._retired: list[threading.Thread] = []  # each shuts down a pool that broke
+        self._ends_before: type | None = None  # the kind of pool that our exit hook is known to come before
 
     def _open(self) -> None:
         if self._pool is None:
@@ -131,15 +135,40 @@ class ExecutorTaskBackend(ManagedBackend):
                 raise BackendClosedError(self._name, "closed with its pool (give it what makes a pool instead)")
             self._pool = self._made()
         self._under_way = 0
+        self._retired = []
+        if not self._in_process:
+            self.keeper.start()
 
     def _has_lane(self) -> bool:
         return self._max_workers is None or self._under_way < self._max_workers
 
     def _take_lane(self, run: Run) -> Lane:
-        if self._pool is None:  # it broke, and is replaced
-            self._pool = self._made()
         self._under_way += 1
-        return ThreadLane(self, self._pool) if self._in_process else ForeignLane(self, self._pool)
+        if self._in_process:
+            assert self._pool is not None
+            return ThreadLane(self, self._pool)
+        return ForeignLane(self, self._find_pool)
+
+    def _hand_over(self, run: Run) -> None:
+        super()._hand_over(run)
+        pool = self._pool
+        if self.crosses and pool is not None and type(pool) is not self._ends_before:
+            # loky registers an exit hook with a pool's first call, which waits for all calls.
+            self._ends_before = type(pool)
+            tell_at_the_end(self, type(pool))
+
+    def _find_pool(self) -> Executor:
+        """The pool, made anew if it broke."""
+        with self._open_lock:
+            if self._pool is not None:
+                return self._pool
+            made = self._made()
+            with self._ledger.lock:
+                if self._state in (BackendState.RUNNING, BackendState.DRAINING):
+                    self._pool = made
+                    return made
+        _shut_down(made, False)
+        raise BackendClosedError(self._name, self._state.value)
 
     def _lane_freed(self, lane: Lane) -> bool:
         # Of a thread that was given up, only when its call has ended: until then it is lost to the pool.
@@ -152,7 +181,18 @@ class ExecutorTaskBackend(ManagedBackend):
             if self._make_pool is None or self._pool is not pool:
                 return
             self._pool = None
-        pool.shutdown(wait=False)
+        self._retire(pool)
+
+    def _retire(self, pool: Executor) -> threading.Thread | None:
+        """Shut a pool down on a thread of its own, for it may take its time; None if no thread can be started."""
+        thread = threading.Thread(target=_shut_down, args=(pool, True), name=f"{self._name}-pool", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # the program ends
+            _shut_down(pool, False)
+            return None
+        self._retired = [*(other for other in self._retired if other.is_alive()), thread]
+        return thread
 
     def release(self, handle: TaskHandle) -> bool:
         """A handle is cancelled; True if its task will not complete for it."""
@@ -172,28 +212,28 @@ class ExecutorTaskBackend(ManagedBackend):
         if self._in_process:
             super()._set_limit(run)
 
+    def _begin_shutdown(self, timeout: float | None) -> Closing | None:
+        closing = super()._begin_shutdown(timeout)
+        if closing is None:
+            with self._open_lock:
+                unused = self._pool if self._state is BackendState.STOPPED else None
+                if unused is not None:  # the backend never began
+                    self._pool = None
+            if unused is not None:
+                _shut_down(unused, False)
+        return closing
+
     async def _close_lanes(self, soft: float, hard: float) -> tuple[list[int], list[str]]:
-        pool = self._pool
-        if pool is None:
-            return [], []
-        self._pool = None
-        pids = processes_of(pool)
-        thread = threading.Thread(
-            target=_shut_down,
-            args=(pool, True),
-            name=f"{self._name}-pool",
-            daemon=True,
-        )
-        try:
-            thread.start()
-        except RuntimeError:  # the program ends and starts no more threads
-            _shut_down(pool, False)
-            return [], []
+        with self._ledger.lock:
+            pool, self._pool = self._pool, None
+        pids = [] if pool is None else processes_of(pool)
+        thread = None if pool is None else self._retire(pool)
         if not join(thread, min(soft, hard - 0.3)):
             for pid in pids:
                 trees.kill_tree(pid, lambda: True)
-        held = [] if join(thread, max(hard, _clock.monotonic() + 0.05)) or self._in_process else [thread.name]
-        return trees.alive(pids), held
+        limit = max(hard, _clock.monotonic() + 0.05)
+        held = [each.name for each in self._retired if not join(each, limit)]
+        return trees.alive(pids), [] if self._in_process else held
 
     def _close_at_exit(self) -> None:
         if self._pool is not None:

@@ -1,6 +1,7 @@
 """`ProcessPoolTaskBackend`: runs tasks in worker processes."""
 
 import asyncio
+from copy import copy
 
 from taskback import _clock
 from taskback._call import Handler, Outcome
@@ -92,6 +93,9 @@ class ProcessPoolTaskBackend(ManagedBackend):
         for lane in self._processes:
             self.keeper.call(lane.start)
 
+    def _lane_freed(self, lane: Lane) -> bool:
+        return lane in self._processes  # not one that a callback held until after the shutdown
+
     def _lanes_wanted(self) -> None:
         for lane in self._processes:
             if lane.dormant:
@@ -99,12 +103,12 @@ class ProcessPoolTaskBackend(ManagedBackend):
 
     def cannot_start(self, lane: Lane, error: BaseException) -> bool:
         """Workers die before they are ready: end what waits for them, unless another worker is there for it."""
-        if any(other.pid is not None for other in self._processes if other is not lane):
+        if any(other.hopeful for other in self._processes if other is not lane):
             return True
         with self._ledger.lock:
             waiting = list(self._ledger.queue)
         for run in waiting:
-            self.ended(run, Outcome(TaskState.LOST, error=error))
+            self.ended(run, Outcome(TaskState.LOST, error=copy(error)))  # whoever raises it adds a traceback
         return False
 
     def _lanes(self) -> list[Lane]:
@@ -116,6 +120,10 @@ class ProcessPoolTaskBackend(ManagedBackend):
             return None
         rss = trees.rss_bytes(found.pid)
         return WorkerStats(found.pid, found.task_id, found.task_type, found.since, rss)
+
+    def _nothing_will_start(self) -> None:
+        for lane in self._processes:
+            lane.last = True
 
     async def _close_lanes(self, soft: float, hard: float) -> tuple[list[int], list[str]]:
         for lane in self._processes:

@@ -5,7 +5,8 @@ Each name below means the same everywhere; where a system cannot give it, the do
 
 import os
 import signal
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 SIGKILL: Final[int] = getattr(signal, "SIGKILL", signal.SIGTERM)
@@ -60,6 +61,28 @@ def shrug_off_signals() -> None:
 
 def _nothing(*_: Any) -> None:
     return None
+
+
+@contextmanager
+def interrupts_held() -> Iterator[None]:
+    """Around the start of a process: it begins with SIGINT held back, until it calls `let_interrupts_in`.
+
+    Where signals cannot be held back, nothing happens.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def let_interrupts_in() -> None:
+    """What was held back comes now."""
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def kill_own_group() -> None:

@@ -56,8 +56,8 @@ class LaneOwner(Protocol):
         """The handler is about to be called in this process; False if it must not be any more."""
         ...
 
-    def has_started(self, run: Run, pid: int, started_ns: int) -> bool:
-        """The handler has been called in another process; True if it is to stop."""
+    def has_started(self, run: Run, pid: int | None, started_ns: int) -> bool:
+        """The handler has been called in another process (None: which one is not told); True if it is to stop."""
         ...
 
     def progressed(self, run: Run, progress: Progress) -> None:

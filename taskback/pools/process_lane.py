@@ -2,10 +2,12 @@
 
 A worker that dies or is killed takes nobody with it.
 
-Threads: send() and interrupt() on any; replies come on the stock pool's manager thread; all else on the keeper's.
+Threads: send() and interrupt() on any; replies come on the stock pool's manager thread, or on one of their own if they
+are quicker than send(); all else on the keeper's.
 Locks: a worker's lock is held while a run is handed to it and while its death is settled, so that the settling knows
 whether the run reached the stock pool. Below it comes the ledger's lock alone; no user code runs under it.
-Holds: a run that was sent is ended once, or goes back to the queue; it goes back only if it cannot have started.
+Holds: a run that was sent is ended once, or goes back to the queue; it goes back only if it cannot have started, and
+not for ever.
 
 Race: a reply and the worker's death. The worker sends its reply before it can die of anything later, but the death is
 told by another road and may come first. So a death is settled only when the stock pool has said what came of the
@@ -14,16 +16,24 @@ socket is read to its end first, and a call announces its start before its handl
 """
 
 import asyncio
+import concurrent.futures.process
 import logging
+import multiprocessing.process
 import os
 import pickle
+import sys
 import threading
 import time
+import traceback
+import weakref
+from collections.abc import Iterator
 from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import Any, Final
 
+from taskback import _forks
 from taskback._call import Outcome
 from taskback._errors import WorkerDiedError
 from taskback._keeper import join
@@ -31,12 +41,14 @@ from taskback._run import Run
 from taskback._state import TaskState
 from taskback.pools import _os, trees
 from taskback.pools.child import calls, worker
+from taskback.pools.inbox import Inbox
 from taskback.pools.lane import LaneOwner
 
 logger = logging.getLogger(__name__)
 
 LAST_WORD: Final = 1.0  # seconds that the stock pool gets to say what came of a dead worker's call
 FAST_TRIES: Final = 3  # workers that may die before they are ready, until tasks are told
+FALSE_STARTS: Final = 3  # workers that a task may cost before its handler is called
 
 
 class _Context(SpawnContext):
@@ -52,17 +64,52 @@ class _Context(SpawnContext):
         return process
 
 
+_main_lock = threading.Lock()  # a leaf
+
+
+@contextmanager
+def _nameless_main_hidden() -> Iterator[None]:
+    """Around the start of a worker: a main script that came by standard input has no file to be imported from.
+
+    Spawned processes look for a file of the name `<stdin>` all the same (CPython 3.11 to 3.13), and die of it. What
+    such a script defines travels by value.
+    """
+    main = sys.modules["__main__"]
+    with _main_lock:
+        name = vars(main).get("__file__")
+        if name != "<stdin>":
+            name = None
+        else:
+            del main.__file__
+        try:
+            yield
+        finally:
+            if name is not None:
+                main.__file__ = name
+
+
 class _Worker:
     """One worker process, from its start to its end."""
 
     def __init__(self, hello: tuple[Any, ...]) -> None:
-        context = _Context()
+        context = self._context = _Context()
+        _workers.add(self)  # a fork may come before it is complete
         self.control, theirs = context.Pipe()
         try:
+            self.inbox = Inbox(self.control)
             self.pool = ProcessPoolExecutor(1, mp_context=context, initializer=worker.begin, initargs=(theirs,))
-            self.hello = self.pool.submit(worker.hello, *hello)
+            answers: Any = self.pool._result_queue
+            # Ctrl-C reaches the whole group, and the worker has not left it yet.
+            with _os.interrupts_held(), _nameless_main_hidden():
+                self.hello = self.pool.submit(worker.hello, *hello)
+            # The worker has its own. With one open here, half an answer of a dead worker has no end, and the stock
+            # pool's thread waits for the rest for ever. Private; pinned by a test.
+            answers._writer.close()
         except BaseException:
             self.control.close()
+            for process in context.processes:  # the program ends, and the stock pool could not start its thread
+                if process.pid is not None:
+                    process.kill()
             raise
         finally:
             theirs.close()
@@ -76,12 +123,24 @@ class _Worker:
         self.lock = threading.Lock()
         self.ready = False
         self.killed = False
+        self.why = ""  # it was killed, where that was not asked for
         self.dead = False
         self.settled = False
         self.known_key: tuple[str, int] | None = None
         self.number = 0  # of the call that it was sent last
         self.started = 0  # of the call that it has announced last
         self.future: Future[bytes] | None = None
+
+    def disown(self) -> None:
+        """In a fork of the parent: hold nothing of it, and leave it alone when the fork ends."""
+        control, pool = getattr(self, "control", None), getattr(self, "pool", None)
+        if control is not None:
+            control.close()
+        for process in self._context.processes:
+            # multiprocessing would wait for it, and fail, for a fork is not the father. Private; pinned by a test.
+            multiprocessing.process._children.discard(process)  # type: ignore[attr-defined]
+        if pool is not None and pool._executor_manager_thread is not None:
+            _forget_thread(pool._executor_manager_thread)
 
     def exitcode(self) -> int | None:
         """The exit status, negative for a signal."""
@@ -92,6 +151,17 @@ class _Worker:
             # The stock pool's thread may have reaped it and not yet written down how it ended.
             time.sleep(0.001)
         return None
+
+
+_workers: "weakref.WeakSet[_Worker]" = weakref.WeakSet()
+
+
+def _forget_thread(thread: threading.Thread) -> None:
+    """In a fork: the stock pools' exit hook would write to a thread of the parent, under a lock that may be held.
+
+    Private names; pinned by a test.
+    """
+    concurrent.futures.process._threads_wakeups.pop(thread, None)
 
 
 class ProcessLane:
@@ -106,10 +176,13 @@ class ProcessLane:
         self.run: Run | None = None
         self.gone = asyncio.Event()  # closed, and its worker has ended
         self.dormant = True
+        self.last = False  # no task is left that would need another worker
         self._owner = owner
         self.name = name
         self._worker: _Worker | None = None
-        self._old: list[threading.Thread] = []  # stock pools' threads that may not have ended
+        # Stock pools' threads that may not have ended; weakly, for with one that has, its pipes go.
+        self._old: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+        self._aside: list[threading.Thread] = []  # that rebuild a result; written by send(), one at a time
         self._failures = 0
         self._closing = False
 
@@ -119,11 +192,16 @@ class ProcessLane:
         worker_ = self._worker
         return worker_.pid if worker_ is not None and worker_.ready and not worker_.dead else None
 
+    @property
+    def hopeful(self) -> bool:
+        """Whether its worker is ready, or on its way and not yet given up."""
+        return self.pid is not None or (not self.dormant and self._failures < FAST_TRIES)
+
     # --- the worker's life, on the keeper's thread ---
 
     def start(self) -> None:
         """Start a worker, unless there is one."""
-        if self._closing or self._worker is not None:
+        if self._closing or self.last or self._worker is not None:
             return
         self.dormant = False
         try:
@@ -131,10 +209,15 @@ class ProcessLane:
         except Exception:  # what cannot travel is told to the first task that needs it
             key, handler = ("", 0), None
         try:
-            new = self._worker = _Worker((key, handler))
+            with _forks.held_back():
+                new = self._worker = _Worker((key, handler))
+            new.manager.name = self.name  # what a shutdown's report calls it
         except BaseException as error:
-            logger.error("%s cannot start a worker", self.name, exc_info=True)
-            self._failed_to_start(error)
+            # As text, here and for the tasks that are told: whoever kept the traceback would keep the pipes of what was
+            # half made, and there may be few.
+            logger.error("%s cannot start a worker\n%s", self.name, traceback.format_exc())
+            why = f"it could not be started: {type(error).__name__}: {error}"
+            self._failed_to_start(WorkerDiedError(None, None, why=why))
             return
         loop = asyncio.get_running_loop()
         loop.add_reader(new.control.fileno(), self._hear, new)
@@ -157,15 +240,18 @@ class ProcessLane:
 
     def _hear(self, mine: _Worker) -> None:
         """Read what the worker says, all that is there."""
+        if mine.why:
+            return
         try:
-            while mine.control.poll():
-                kind, number, *rest = pickle.loads(mine.control.recv_bytes())
+            for message in mine.inbox.messages():
+                kind, number, *rest = pickle.loads(message)
                 self._heard(mine, kind, number, rest)
         except (EOFError, OSError):  # it has closed its end; its death is told by the watch
             asyncio.get_running_loop().remove_reader(mine.control.fileno())
-        except Exception:
-            logger.error("worker pid=%d of %s talks nonsense and is killed", mine.pid, self.name, exc_info=True)
+        except Exception as error:  # as text: whoever kept its traceback would keep the pipes open
+            logger.error("worker pid=%d of %s talks nonsense and is killed: %s", mine.pid, self.name, repr(error))
             asyncio.get_running_loop().remove_reader(mine.control.fileno())
+            mine.why = "it was killed, for something wrote what is no message on its control connection"
             self._kill(mine)
 
     def _heard(self, mine: _Worker, kind: str, number: int, rest: list[Any]) -> None:
@@ -219,8 +305,13 @@ class ProcessLane:
     def _lose(self, run: Run, mine: _Worker, exitcode: int | None) -> None:
         self._owner.withdraw(self, run)
         if mine.started == mine.number:
-            error = WorkerDiedError(mine.pid, exitcode, run.seconds())
+            error = WorkerDiedError(mine.pid, exitcode, run.seconds(), why=mine.why)
             self._owner.ended(run, Outcome(TaskState.LOST, error=error), pid=mine.pid)
+            return
+        run.false_starts += 1
+        if run.false_starts >= FALSE_STARTS:  # what kills them may be its own unpickling
+            why = f"worker number {run.false_starts} to die with the task in hand, before its handler was called"
+            self._owner.ended(run, Outcome(TaskState.LOST, error=WorkerDiedError(mine.pid, exitcode, why=why)))
         else:
             self._owner.come_back(run)
             self._owner.look_again()
@@ -231,14 +322,14 @@ class ProcessLane:
         if mine.watch is not None:
             os.close(mine.watch)
         mine.pool.shutdown(wait=False)
-        self._old = [thread for thread in self._old if thread.is_alive()]
         if mine.manager is not None:
-            self._old.append(mine.manager)
+            self._old.add(mine.manager)
+            mine.manager = None  # through it the stock pool's pipes would live as long as whoever looks at `mine`
 
     def _failed_to_start(self, error: BaseException) -> None:
         self._failures += 1
         if self._failures < FAST_TRIES or self._owner.cannot_start(self, error):
-            asyncio.get_running_loop().call_later(min(0.05 * 2**self._failures, 5.0), self.start)
+            asyncio.get_running_loop().call_later(min(0.05 * 2 ** min(self._failures, 7), 5.0), self.start)
         else:
             self.dormant = True  # until a task needs it
 
@@ -287,6 +378,21 @@ class ProcessLane:
         except BaseException:  # the stock pool is broken, for our call itself raises nothing
             self._keep(self._kill, mine)
             return
+        if threading.current_thread() is mine.manager:
+            self._rebuild(run, data)
+            return
+        # Race: the reply was there before send() asked for it. So this is send()'s thread, the keeper's perhaps or an
+        # event loop's, which the rebuilding of a result must not hold up.
+        thread = threading.Thread(target=self._rebuild, args=(run, data), name=self.name, daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # the program ends and starts no more threads
+            self._rebuild(run, data)
+            return
+        self._aside = [*(other for other in self._aside if other.is_alive()), thread]
+
+    def _rebuild(self, run: Run, data: bytes) -> None:
+        """End the run with what its worker sent."""
         try:
             with self._owner.user_code(f"rebuilding the result of task {run.id}"):
                 reply = calls.unpack_reply(data)
@@ -342,8 +448,8 @@ class ProcessLane:
 
     def join(self, deadline: float) -> bool:
         """Wait for the stock pools' threads; False if something holds one at the deadline."""
-        self._old = [thread for thread in self._old if not join(thread, deadline)]
-        return not self._old
+        held = [thread for thread in (*self._aside, *self._old) if not join(thread, deadline)]
+        return not held
 
     def dying(self) -> list[int]:
         """The worker, if the kernel has not finished with it."""
@@ -351,6 +457,9 @@ class ProcessLane:
 
     def forked(self) -> None:
         """In a fork of the parent: hold nothing of the worker, so that it notices when the parent is gone."""
-        mine = self._worker
-        if mine is not None:
-            mine.control.close()
+        global _main_lock
+        _main_lock = threading.Lock()  # the parent's keeper may hold its own, for ever here
+        for mine in list(_workers):
+            mine.disown()
+        for thread in list(self._old):
+            _forget_thread(thread)

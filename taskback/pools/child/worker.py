@@ -90,6 +90,7 @@ def begin(control: "Connection[Any, Any]") -> None:
     global _worker
     _os.leave_the_terminal()
     _os.shrug_off_signals()
+    _os.let_interrupts_in()
     _worker = Worker(control)
 
 

@@ -1,0 +1,50 @@
+"""Holds forks of the program back while something is half made that they would inherit so.
+
+A fork that comes while a worker is being started has pipes that nobody knows of, so that the worker never notices its
+parent's death, and `multiprocessing` with a lock that a thread holds which the fork does not have.
+
+Locks: _lock is held while a worker is started (some milliseconds) and while the program forks. Whoever holds it takes
+no lock of ours.
+"""
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+PATIENCE: Final = 5.0  # seconds that a fork waits; then it is made all the same
+
+_lock = threading.Lock()
+_forking = False
+
+
+def watch(in_child: Callable[[], object]) -> None:
+    """From now on hold forks back, and call this in each."""
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(before=_before, after_in_parent=_after, after_in_child=in_child)
+        os.register_at_fork(after_in_child=_afresh)
+
+
+@contextmanager
+def held_back() -> Iterator[None]:
+    """Around what a fork must not come into."""
+    with _lock:
+        yield
+
+
+def _before() -> None:
+    global _forking
+    _forking = _lock.acquire(timeout=PATIENCE)
+
+
+def _after() -> None:
+    global _forking
+    if _forking:
+        _forking = False
+        _lock.release()
+
+
+def _afresh() -> None:
+    global _lock, _forking
+    _lock, _forking = threading.Lock(), False
