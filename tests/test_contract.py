@@ -1,8 +1,8 @@
 """The contract, on every backend: what becomes of a task, from its acceptance to its outcome.
 
 The other subjects stand beside it: test_contract_waiting (handles among futures and in event loops),
-test_contract_stopping (cancel, time limits), test_contract_telling (events, figures, progress, context) and
-test_contract_life (start, shutdown, what hosts rely on).
+test_contract_stopping (cancel, time limits), test_contract_telling (events, figures, progress, context),
+test_contract_shutdown, and test_contract_life (the start, hosts' own subclasses, the end of the program, forks).
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 
 import pytest
@@ -111,3 +112,66 @@ def test_it_starts_again_after_its_end():
 
     assert courier.stop(soon())
     assert ran == [1, 2]
+
+
+def test_what_was_posted_is_let_go_when_it_has_run(gate):
+    """An idle courier holds on to nothing."""
+
+    class Large:
+        def use(self) -> None:
+            pass
+
+    courier, large, idle = Courier("test-courier"), Large(), threading.Event()
+    held = weakref.ref(large)
+    courier.post(large.use)
+    del large
+    courier.post(idle.set)
+    assert idle.wait(5), "the courier never came to it"
+
+    assert held() is None
+
+    assert courier.stop(soon())
+
+
+def test_a_program_that_ends_takes_no_posts(monkeypatch):
+    """No thread can be started, so the post says False, and does not run later."""
+    courier, ran = Courier("test-courier"), list[int]()
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread at interpreter shutdown")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        refused = courier.post(ran.append, 1)
+    taken = courier.post(ran.append, 2)
+
+    assert (refused, taken) == (False, True)
+    assert courier.stop(soon())
+    assert ran == [2]
+
+
+def test_posts_meet_stops_and_none_is_lost():
+    """Threads post while another stops again and again: each post runs once."""
+    courier, ran, over = Courier("test-courier"), list[tuple[int, int]](), threading.Event()
+
+    def post(poster: int) -> None:
+        for number in range(500):
+            assert courier.post(ran.append, (poster, number))
+
+    def stop() -> None:
+        while not over.is_set():
+            assert courier.stop(soon())
+
+    stopper = threading.Thread(target=stop)
+    posters = [threading.Thread(target=post, args=(poster,)) for poster in range(3)]
+    for thread in (stopper, *posters):
+        thread.start()
+    for thread in posters:
+        thread.join()
+    over.set()
+    stopper.join()
+    assert courier.stop(soon())
+
+    for poster in range(3):
+        assert [number for who, number in ran if who == poster] == list(range(500))
+    assert len(ran) == 1500

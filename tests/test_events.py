@@ -6,6 +6,8 @@ import threading
 import time
 from typing import Any
 
+import pytest
+
 from taskback import WorkerStarted, _clock, _events
 from taskback._events import Listeners
 
@@ -68,3 +70,67 @@ def test_one_function_may_listen_twice_and_be_taken_out_once():
 
     assert len(heard) == 1
     assert not listeners.listening
+
+
+def test_what_cannot_be_called_does_not_listen():
+    """It is refused where it subscribes, and nothing listens then."""
+    listeners = Listeners("test")
+
+    with pytest.raises(TypeError, match="a listener must be callable, not a str"):
+        listeners.subscribe("listener")  # type: ignore[arg-type]
+
+    assert not listeners.listening
+
+
+def test_events_of_many_threads_are_in_one_order():
+    """Their times never go backwards from one to the next, and each thread's stand in its order."""
+    listeners, heard = Listeners("test"), list[Any]()
+    listeners.subscribe(heard.append)
+
+    def emit(poster: int) -> None:
+        for number in range(300):
+            listeners.emit(WorkerStarted, pid=poster * 1000 + number)
+
+    threads = [threading.Thread(target=emit, args=(poster,)) for poster in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert listeners.stop(time.monotonic() + 10)
+
+    assert len(heard) == 1200
+    assert [event.time_ns for event in heard] == sorted(event.time_ns for event in heard)
+    for poster in range(4):
+        assert [event.pid for event in heard if event.pid // 1000 == poster] == [
+            poster * 1000 + number for number in range(300)
+        ]
+
+
+def test_a_listener_that_holds_its_thread_is_told_of():
+    """stop() does not wait beyond its deadline, and the thread ends when the listener lets go."""
+    listeners, began, gate = Listeners("test"), threading.Event(), threading.Event()
+    listeners.subscribe(lambda event: (began.set(), gate.wait(10)))
+    listeners.emit(WorkerStarted, pid=1)
+    assert began.wait(5), "the listener was never called"
+
+    stopped = listeners.stop(time.monotonic())
+    gate.set()
+
+    assert not stopped
+    assert listeners.stop(time.monotonic() + 10)
+
+
+def test_in_a_fork_the_same_listeners_hear_on_a_thread_of_its_own():
+    """With counts that begin anew, and a lock that nobody else holds."""
+    listeners, heard = Listeners("test"), list[Any]()
+    listeners.subscribe(heard.append)
+    listeners.dropped = 5
+    listeners._lock.acquire()
+
+    mine = listeners.afresh()
+    mine.emit(WorkerStarted, pid=1)
+
+    assert mine.stop(time.monotonic() + 10)
+    assert len(heard) == 1
+    assert mine.listening
+    assert mine.dropped == 0

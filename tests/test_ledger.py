@@ -208,4 +208,5 @@ def test_many_threads_leave_the_sums_right(ledger):
     assert figures["succeeded"] + figures["cancelled"] == figures["accepted"]
     assert figures["queued"] == figures["running"] == 0
     assert by_type["type"].accepted == figures["accepted"]
+    assert figures["joined"] > 0, "no two threads ever met"
     assert not ledger.runs
