@@ -196,7 +196,9 @@ def test_what_a_handler_started_is_gone_with_it(make, channel, end):
     await_end(handle)
     if end == "return":
         assert all(map(is_running, children)), "what a handler leaves running on purpose goes on"
-        backend.shutdown_sync(5)
+        report = backend.shutdown_sync(5)
+        assert not any(map(is_running, (pid, *children))), "what shutdown leaves to die it names"
+        assert report.dying == []
 
     await_gone(pid, *children)
 

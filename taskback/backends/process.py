@@ -132,8 +132,8 @@ class ProcessPoolTaskBackend(ManagedBackend):
         for lane in self._processes:
             lane.kill()
         await self._all_gone(hard)
-        dying = [pid for lane in self._processes for pid in lane.dying()]
         limit = max(hard, _clock.monotonic() + 0.05)
+        dying = [pid for lane in self._processes for pid in lane.dying(limit)]
         held = [lane.name for lane in self._processes if not lane.join(limit)]
         self._processes = []
         return dying, held

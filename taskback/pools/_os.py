@@ -103,6 +103,27 @@ def send_signal(pid: int, name: str) -> None:
         return
 
 
+def has_group(pgid: int) -> bool:
+    """Whether a process is left of the group; False where the system has no groups."""
+    if not hasattr(os, "killpg"):
+        return False
+    try:
+        os.killpg(pgid, 0)
+    except PermissionError:  # there is one that is not ours
+        return True
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def group_of(pid: int) -> int | None:
+    """The process group of a process, None if it is gone."""
+    try:
+        return os.getpgid(pid)
+    except OSError:
+        return None
+
+
 def kill_group(pgid: int) -> None:
     """Kill what is left of the process group that a worker led; its number is not given away while one is left."""
     if hasattr(os, "killpg"):

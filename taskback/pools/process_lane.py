@@ -33,6 +33,8 @@ from functools import partial
 from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import Any, Final
 
+import psutil
+
 from taskback import _forks
 from taskback._call import Outcome
 from taskback._errors import WorkerDiedError
@@ -183,6 +185,7 @@ class ProcessLane:
         # Stock pools' threads that may not have ended; weakly, for with one that has, its pipes go.
         self._old: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
         self._aside: list[threading.Thread] = []  # that rebuild a result; written by send(), one at a time
+        self._left_behind: list[psutil.Process] = []  # by workers that ended by themselves; killed
         self._failures = 0
         self._closing = False
 
@@ -272,7 +275,8 @@ class ProcessLane:
         loop.remove_reader(mine.process.sentinel if mine.watch is None else mine.watch)
         mine.dead = True
         self._owner.withdraw(self, None)
-        trees.kill_rest(mine.pid)  # what it leaves behind may also hold the pipe that the stock pool watches
+        # What it leaves behind may also hold the pipe that the stock pool watches.
+        self._left_behind = [*filter(trees.is_alive, self._left_behind), *trees.kill_rest(mine.pid)]
         pending = mine.future or mine.hello
         pending.add_done_callback(lambda future: self._keep(self._settle, mine))
         loop.call_later(LAST_WORD, self._settle, mine)
@@ -451,9 +455,10 @@ class ProcessLane:
         held = [thread for thread in (*self._aside, *self._old) if not join(thread, deadline)]
         return not held
 
-    def dying(self) -> list[int]:
-        """The worker, if the kernel has not finished with it."""
-        return [] if self._worker is None else trees.alive([self._worker.pid])
+    def dying(self, until: float) -> list[int]:
+        """The worker and what workers left behind, as far as the kernel has not finished with it at the deadline."""
+        worker_ = [] if self._worker is None else trees.alive([self._worker.pid])
+        return worker_ + trees.wait_gone(self._left_behind, until)
 
     def forked(self) -> None:
         """In a fork of the parent: hold nothing of the worker, so that it notices when the parent is gone."""

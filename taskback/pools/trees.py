@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 
 import psutil
 
+from taskback import _clock
 from taskback.pools import _os
 
 
@@ -26,20 +27,29 @@ def kill_tree(pid: int, still_mine: Callable[[], bool]) -> None:
         kill_rest(pid)
 
 
-def kill_rest(pid: int) -> None:
-    """Kill what is left of the process group that a child led which has ended.
+def kill_rest(pid: int) -> list[psutil.Process]:
+    """Kill what is left of the process group that a child led which has ended; gives those that are about to end.
 
     While one of the group is left its number is not given away: a process that has it is a stranger, and so are those
     it leads.
     """
-    if not alive([pid]):
-        _os.kill_group(pid)
+    if alive([pid]) or not _os.has_group(pid):
+        return []
+    group = [process for process in psutil.process_iter() if _os.group_of(process.pid) == pid]
+    _os.kill_group(pid)
+    return group
+
+
+def wait_gone(processes: list[psutil.Process], until: float) -> list[int]:
+    """Wait for processes that were killed; gives the pids of those that the kernel has not finished with by then."""
+    _, left = psutil.wait_procs([each for each in processes if is_alive(each)], max(0.0, until - _clock.monotonic()))
+    return alive(each.pid for each in left)
 
 
 def _kill_below(pid: int) -> None:
     for _ in range(100):  # what is killed may have forked a moment before
         try:
-            below = [child for child in psutil.Process(pid).children(recursive=True) if _alive(child)]
+            below = [child for child in psutil.Process(pid).children(recursive=True) if is_alive(child)]
         except psutil.Error:
             return
         if not below:
@@ -52,7 +62,8 @@ def _kill_below(pid: int) -> None:
         psutil.wait_procs(below, timeout=0.01)  # a zombie of the stopped child stays one
 
 
-def _alive(process: psutil.Process) -> bool:
+def is_alive(process: psutil.Process) -> bool:
+    """Whether the kernel has not finished with it."""
     try:
         return process.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
@@ -72,7 +83,7 @@ def alive(pids: Iterable[int]) -> list[int]:
     found = []
     for pid in pids:
         try:
-            if _alive(psutil.Process(pid)):
+            if is_alive(psutil.Process(pid)):
                 found.append(pid)
         except psutil.Error:
             continue
