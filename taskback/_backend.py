@@ -139,7 +139,10 @@ class TaskBackend(ABC):
             BaseException: What `submit` or the handler raised.
         """
         submitted = await self.submit(task, **options)
-        return await submitted if inspect.isawaitable(submitted) else submitted
+        try:
+            return await submitted if inspect.isawaitable(submitted) else submitted
+        finally:
+            del submitted  # an error's traceback holds this frame, and the handle the error
 
     # --- the same for callers without a loop ---
 

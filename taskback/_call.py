@@ -218,7 +218,10 @@ class Call:
         try:
             return outcome
         finally:
-            del outcome  # an error's traceback holds this frame: what it held would live until the collector comes
+            # An error's traceback holds this frame. What that holds must not lead to the error, or the two would live
+            # until the collector comes.
+            del outcome
+            self._async_task = self.current._announce = None
 
     def _invoke(self) -> Any:
         running_task.set(self.current)
@@ -297,6 +300,8 @@ class AsyncCall:
             return Outcome(TaskState.SUCCEEDED, result)
         except BaseException as error:
             return Outcome.raised(error)
+        finally:
+            self._async_task = self.current._announce = None  # see Call.run
 
     def _invoke(self) -> Any:
         """The sync half: all of a sync handler, or the making of an async one's coroutine."""
@@ -317,5 +322,6 @@ class AsyncCall:
         """Have the handler stop; asked again, it is cancelled again."""
         self.current._cancelled = True
         self._marks.strike()
-        if self._async_task is not None:  # if its loop has closed, nothing runs there any more
-            call_in(self._async_task.get_loop(), self._async_task.cancel)
+        async_task = self._async_task
+        if async_task is not None:  # if its loop has closed, nothing runs there any more
+            call_in(async_task.get_loop(), async_task.cancel)

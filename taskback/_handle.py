@@ -193,8 +193,11 @@ class TaskHandle(Future[Any]):
             RuntimeError: Called in the event loop that is to run the task, which would wait for itself.
             BaseException: What the handler raised.
         """
-        self._refuse_to_block()
-        return super().result(timeout)
+        try:
+            self._refuse_to_block()
+            return super().result(timeout)
+        finally:
+            del self  # an error's traceback holds this frame, and the handle the error
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Wait for the task and give what it ended with.
@@ -259,10 +262,13 @@ class TaskHandle(Future[Any]):
             return before - len(self._loop_waiters) - len(self._done_callbacks)
 
     def __await__(self) -> Generator[Any, None, Any]:
-        yield from self._until_done(cancels=True).__await__()
-        if self._state == CANCELLED_AND_NOTIFIED:
-            raise asyncio.CancelledError(f"task {self.id} was cancelled")
-        return super().result(0)
+        try:
+            yield from self._until_done(cancels=True).__await__()
+            if self._state == CANCELLED_AND_NOTIFIED:
+                raise asyncio.CancelledError(f"task {self.id} was cancelled")
+            return super().result(0)
+        finally:
+            del self  # an error's traceback holds this frame, and the handle the error
 
     async def _until_done(self, cancels: bool) -> None:
         """Wait in the running loop; being cancelled cancels the task where `cancels` is set."""

@@ -99,7 +99,7 @@ class Run:
         self.stop: TaskState | None = None  # what it is to end as: told to stop, and why
         self.killed = False
         self.false_starts = 0  # workers that died with it in hand, before they called its handler
-        self.outcome: Outcome | None = None
+        self.outcome: Outcome | None = None  # from its end on until that is logged
         self.lane: Any = None  # what runs it, from the moment on that it is handed over
         self.call: Any = None  # the call under way, in this process
         self.attempt = 1

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import logging
 import os
 import select
 import subprocess
 import sys
 import threading
 import time
+import weakref
 from concurrent.futures import Future, wait
 from typing import Any
 
@@ -30,6 +33,34 @@ from tests import handlers
 from tests.backends import chosen, flavour, in_loop, on
 from tests.gates import PATIENCE
 from tests.helpers import ROOT, run_python
+
+# --- what is kept ---
+
+
+@on()
+@in_loop
+async def test_a_failure_goes_with_its_handle(entry, make, caplog):
+    """Its traceback holds frames of ours; none of them leads back to it, so it needs no collector."""
+    caplog.set_level(logging.CRITICAL, "taskback")  # pytest keeps what is logged
+    backend = make(entry)
+    await backend.initialize()
+    gc.disable()
+
+    try:
+        by_handle = await backend.submit({"do": "fail_oddly", "kind": "two arguments"})
+        await asyncio.wait([by_handle])
+        failures = [weakref.ref(by_handle.exception())]
+        del by_handle
+        try:
+            await backend.run({"do": "fail_oddly", "kind": "two arguments"})
+        except Exception as error:
+            failures.append(weakref.ref(error))
+        await backend.run({"do": "echo"})  # the one worker has nothing left of those before
+
+        assert [failure() for failure in failures] == [None, None]
+    finally:
+        gc.enable()
+
 
 # --- the start ---
 

@@ -388,6 +388,7 @@ class ManagedBackend(TaskBackend):
             return
         run.variables = None
         _log(run)
+        run.outcome = None  # an error's traceback leads to the run; from here on the handles alone have it
         self._announce(handles)
 
     def _announce(self, handles: list[TaskHandle]) -> None:

@@ -96,13 +96,15 @@ class SyncTaskBackend(ManagedBackend):
         run = handle._run
         if run.state is TaskState.QUEUED and run.lane is None:
             self._go(run, ThreadLane(self, _HerePool()))
-            error = None if run.outcome is None else run.outcome.error
-            if isinstance(error, KeyboardInterrupt):
-                raise error  # the user's, who meant the program
+            if handle.state is TaskState.FAILED and isinstance(handle.exception(), KeyboardInterrupt):
+                handle.result()  # raises what was the user's, who meant the program
         else:
             handle._refuse_to_block()
             wait_for([handle])
-        return handle
+        try:
+            return handle
+        finally:
+            del handle  # an error's traceback leads to this frame, and the handle has the error
 
     def _go(self, run: Run, lane: Any) -> None:
         with self._ledger.lock:

@@ -52,10 +52,13 @@ class LoopLane:
         if not self._owner.may_start(run, call):
             return Outcome(TaskState.CANCELLED)
         outcome = await call.run()
-        if isinstance(outcome.error, KeyboardInterrupt):
-            self._owner.ended(run, outcome)
-            raise outcome.error  # the user's, who meant the program
-        return outcome
+        try:
+            if isinstance(outcome.error, KeyboardInterrupt):
+                self._owner.ended(run, outcome)
+                raise outcome.error  # the user's, who meant the program
+            return outcome
+        finally:
+            del outcome  # an error's traceback leads to this frame
 
     def _ended(self, run: Run, task: "asyncio.Task[Outcome]") -> None:
         if task.cancelled():  # before its first step
@@ -64,6 +67,7 @@ class LoopLane:
             outcome = Outcome(TaskState.FAILED, error=error)
         else:
             outcome = task.result()
+        self._task = None
         self._owner.ended(run, outcome)
         self._owner.idle(self, run)
 
