@@ -44,6 +44,7 @@ _IN_PROCESSES = Promises(
     uses_cores=True,
     delay=True,
     bounded_shutdown=True,
+    exits_without_shutdown=True,
     kills_children=True,
     idle_costs_nothing=True,
 )
@@ -60,8 +61,7 @@ class ExecutorTaskBackend(ManagedBackend):
     hold, but a thread that was given up is not replaced. In a pool of processes, one that runs cannot be told to
     stop: `cancel()` is False once a task was handed over and has begun, a time limit of its type is not kept (and as
     an option of a submission refused), `current_task().cancelled` stays False, and progress arrives with the result
-    alone. A worker that dies takes with it whatever the pool loses: those tasks end LOST. A program whose pool of
-    processes is busy at its end may hang there, after `shutdown` too: the pool's own exit hook waits for it.
+    alone. A worker that dies takes with it whatever the pool loses: those tasks end LOST.
 
     Args:
         handler (Callable[[dict], Any] | None): Sync or async; None leaves it to `set_handler`.
