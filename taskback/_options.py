@@ -109,3 +109,12 @@ def _context(value: Any) -> Mapping[str, str] | None:
     if value is not None and not isinstance(value, Mapping):
         raise TypeError(f"context must map strings to strings, not be a {type(value).__name__}")
     return value
+
+
+def checked_count(name: str, value: object, least: int) -> int:
+    """A whole number of at least `least`, or an error that names it."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be a whole number, not {type(value).__name__}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, not {value}")
+    return value

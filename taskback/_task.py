@@ -107,6 +107,14 @@ class CurrentTask:
             self._announce(progress)
 
 
+def checked_type(task: Task) -> str | None:
+    """A task's type: a string, or None for a task without one."""
+    task_type = task.get("type")
+    if task_type is not None and not isinstance(task_type, str):
+        raise TypeError(f'task["type"] must be a string, not a {type(task_type).__name__}')
+    return None if task_type is None else plain(task_type)
+
+
 def plain(text: str) -> str:
     """The same text as a `str` itself.
 

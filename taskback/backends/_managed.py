@@ -13,12 +13,10 @@ that comes before the handler's first bytecode is kept by the call and raised th
 import asyncio
 import contextvars
 import logging
-import secrets
 import threading
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass
 from typing import Any
 
 from taskback import _clock, _codec, _role
@@ -28,35 +26,27 @@ from taskback._context import captured, restores
 from taskback._courier import Courier
 from taskback._errors import (
     BackendClosedError,
-    HandlerNotSerializableError,
     NoHandlerError,
     TaskAbandonedError,
 )
 from taskback._events import Listeners, WorkerDied, WorkerStarted
 from taskback._handle import TaskHandle
 from taskback._keeper import LoopThread, call_in, join
-from taskback._options import UNSET, Options, read_options
+from taskback._options import UNSET, Options, checked_count, read_options
 from taskback._report import BackendStats, ShutdownReport, WorkerStats
 from taskback._router import Policy, TaskRouter
 from taskback._run import Run
 from taskback._state import BACKEND_MOVES, BackendState, TaskState
-from taskback._task import CurrentTask, Progress, Task, plain
+from taskback._task import CurrentTask, Progress, Task, checked_type
 from taskback.backends._closing import Closing
 from taskback.backends._ledger import Ledger
+from taskback.backends._packing import HandlerPacker
+from taskback.backends._stopping import Stopping
 from taskback.pools.lane import Lane
 
 logger = logging.getLogger(__name__)
 
 MAX_ABANDONED = 4  # threads given up that are replaced; beyond that tasks wait for one of them to end
-
-
-@dataclass(frozen=True, slots=True)
-class _PackedHandler:
-    """A handler as bytes, what they were made of, and the key that processes keep it under."""
-
-    made_of: tuple[Any, ...]
-    key: tuple[str, int]
-    data: bytes
 
 
 class ManagedBackend(TaskBackend):
@@ -94,8 +84,7 @@ class ManagedBackend(TaskBackend):
         self._keep_ended = checked_count("keep_ended", keep_ended, least=0)
         self._name = type(self).__name__
         self._listeners = Listeners(self._name)
-        self._handler_token = secrets.token_hex(8)
-        self._packed_handler: _PackedHandler | None = None
+        self._packer = HandlerPacker()
         self._inherited: list[object] = []  # a fork's: the parent's, kept so that nothing of it is finalized here
         self._start_afresh()
         if handler is not None:
@@ -107,6 +96,7 @@ class ManagedBackend(TaskBackend):
         self._open_lock = threading.Lock()
         self._ledger = Ledger(self._listeners, self._keep_ended)
         self.keeper = LoopThread(f"{self._name}-keeper")
+        self._stopping = Stopping(self._ledger, self.keeper, self._cancel_grace)
         self._callbacks = Courier(f"{self._name}-callbacks")
         self._closing: Closing | None = None
         self._idle: list[Lane] = []
@@ -161,22 +151,12 @@ class ManagedBackend(TaskBackend):
         if not callable(handler):
             raise TypeError(f"a handler must be callable, not a {type(handler).__name__}")
         if self.crosses:
-            _codec.dumps_or_refuse(handler, "handler", HandlerNotSerializableError)
+            self._packer.check(handler)
         self._executor = handler
 
     def handler_bytes(self) -> tuple[tuple[str, int], bytes | None]:
         """The handler and what restores context, for a process: a key that changes with them, and their bytes."""
-        handler, functions = self._executor, restores()
-        if handler is None:
-            return (self._handler_token, 0), None
-        # A router's handlers may have been written down after set_handler.
-        made_of = (handler, functions, handler.types if isinstance(handler, TaskRouter) else ())
-        packed = self._packed_handler
-        if packed is None or packed.made_of[0] is not handler or packed.made_of[1:] != made_of[1:]:
-            data = _codec.dumps_or_refuse((handler, functions), "handler", HandlerNotSerializableError)
-            version = 1 if packed is None else packed.key[1] + 1
-            packed = self._packed_handler = _PackedHandler(made_of, (self._handler_token, version), data)
-        return packed.key, packed.data
+        return self._packer.pack(self._executor)
 
     def make_call(self, run: Run) -> Call:
         """The call of a run's handler in this process."""
@@ -361,21 +341,7 @@ class ManagedBackend(TaskBackend):
         return run.stop is not None and not run.state.final
 
     def _set_limit(self, run: Run) -> None:
-        if run.timeout is not None:
-            self.keeper.start()
-            self.keeper.call(self._time_it, run)
-
-    def _time_it(self, run: Run) -> None:
-        if run.timeout is not None and run.started_ns is not None and not run.state.final:
-            asyncio.get_running_loop().call_at(run.started_ns / 1e9 + run.timeout, self._time_is_up, run)
-
-    def _time_is_up(self, run: Run) -> None:
-        with self._ledger.lock:
-            if run.state is not TaskState.RUNNING or run.stop is not None:
-                return
-            run.stop = TaskState.TIMED_OUT
-        logger.warning("task %s of type %r exceeded %.3g s and is stopped", run.id, run.type, run.timeout)
-        self.stop_running(run)
+        self._stopping.limit(run)
 
     def progressed(self, run: Run, progress: Progress) -> None:
         """The handler reported."""
@@ -422,7 +388,7 @@ class ManagedBackend(TaskBackend):
             self.ended(run, Outcome(TaskState.CANCELLED))
         else:
             why = "time limit" if run.stop is TaskState.TIMED_OUT else "cancellation"
-            error = TaskAbandonedError(run.id, self._cancel_grace, why)
+            error = TaskAbandonedError(run.id, self._stopping.grace, why)
             self.ended(run, Outcome(TaskState.ABANDONED, error=error))
         self._lane_abandoned(lane)
 
@@ -497,28 +463,7 @@ class ManagedBackend(TaskBackend):
 
     def stop_running(self, run: Run) -> None:
         """Tell a run that was handed over to stop; `run.stop` says why. It is forced after the grace."""
-        lane: Lane | None = run.lane
-        if lane is None:  # it has ended meanwhile
-            return
-        try:
-            self.keeper.start()
-        except RuntimeError:  # the program ends: the worker is told, and nobody can wait for it
-            logger.debug("no keeper for the grace of task %s", run.id)
-        lane.interrupt(run, firmly=False)
-        self.keeper.call(self._be_firmer, run, lane)
-
-    def _be_firmer(self, run: Run, lane: Lane) -> None:
-        loop = asyncio.get_running_loop()
-        loop.call_later(self._cancel_grace / 2, self._firmly, run, lane)
-        loop.call_later(self._cancel_grace, self._force, run, lane)
-
-    def _firmly(self, run: Run, lane: Lane) -> None:
-        if not run.state.final and run.lane is lane:
-            lane.interrupt(run, firmly=True)
-
-    def _force(self, run: Run, lane: Lane) -> None:
-        if not run.state.final and run.lane is lane:
-            lane.force(run)
+        self._stopping.stop(run)
 
     # --- the end ---
 
@@ -586,7 +531,7 @@ class ManagedBackend(TaskBackend):
                 return None
             else:
                 self.keeper.start()
-                closing = self._closing = Closing(self, self._ledger, self._cancel_grace, 0.9)
+                closing = self._closing = Closing(self, self._ledger, self._stopping.grace, 0.9)
                 self._ledger.open = self._initialized = False
                 self._ledger.on_end = closing.note
                 self._move(BackendState.DRAINING)
@@ -642,7 +587,7 @@ class ManagedBackend(TaskBackend):
             self._ledger.lock.release()
         finally:
             self._open_lock.release()
-        self._cancel_grace = min(self._cancel_grace, self._exit_grace / 2)
+        self._stopping.grace = min(self._stopping.grace, self._exit_grace / 2)
         try:
             closing = self._begin_shutdown(0)
         except RuntimeError:  # there was no keeper, and no thread can be started any more
@@ -747,20 +692,3 @@ def _log(run: Run) -> None:
         run.attempts[-1].error_text,
         exc_info=outcome.error if traces else None,
     )
-
-
-def checked_type(task: Task) -> str | None:
-    """A task's type: a string, or None for a task without one."""
-    task_type = task.get("type")
-    if task_type is not None and not isinstance(task_type, str):
-        raise TypeError(f'task["type"] must be a string, not a {type(task_type).__name__}')
-    return None if task_type is None else plain(task_type)
-
-
-def checked_count(name: str, value: object, least: int) -> int:
-    """A whole number of at least `least`, or an error that names it."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be a whole number, not {type(value).__name__}")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, not {value}")
-    return value

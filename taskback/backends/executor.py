@@ -12,11 +12,12 @@ from taskback._call import Handler, Outcome
 from taskback._errors import BackendClosedError
 from taskback._handle import TaskHandle
 from taskback._keeper import join
+from taskback._options import checked_count
 from taskback._promises import Promises
 from taskback._run import Run
 from taskback._state import BackendState, TaskState
 from taskback.backends._closing import Closing
-from taskback.backends._managed import ManagedBackend, checked_count
+from taskback.backends._managed import ManagedBackend
 from taskback.pools import trees
 from taskback.pools.foreign_lane import ForeignLane, processes_of
 from taskback.pools.lane import Lane

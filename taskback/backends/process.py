@@ -5,10 +5,11 @@ from copy import copy
 
 from taskback import _clock
 from taskback._call import Handler, Outcome
+from taskback._options import checked_count
 from taskback._promises import Promises
 from taskback._report import WorkerStats
 from taskback._state import TaskState
-from taskback.backends._managed import ManagedBackend, checked_count
+from taskback.backends._managed import ManagedBackend
 from taskback.pools import _os, trees
 from taskback.pools.lane import Lane
 from taskback.pools.process_lane import ProcessLane
@@ -87,7 +88,7 @@ class ProcessPoolTaskBackend(ManagedBackend):
         self._processes: list[ProcessLane] = []
 
     def _open(self) -> None:
-        self._packed_handler = None  # by value it may have changed since set_handler
+        self._packer.forget()
         self._processes = [ProcessLane(self, f"{self._name}-{number}") for number in range(self._max_workers)]
         self.keeper.start()
         for lane in self._processes:

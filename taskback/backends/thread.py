@@ -2,8 +2,9 @@
 
 from taskback import _clock
 from taskback._call import Handler
+from taskback._options import checked_count
 from taskback._promises import Promises
-from taskback.backends._managed import MAX_ABANDONED, ManagedBackend, checked_count
+from taskback.backends._managed import MAX_ABANDONED, ManagedBackend
 from taskback.pools import _os
 from taskback.pools.lane import Lane
 from taskback.pools.thread_lane import OwnThreadLane
