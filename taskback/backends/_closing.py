@@ -22,6 +22,7 @@ from taskback._run import Run
 from taskback._state import BackendState, TaskState
 from taskback._task import Task
 from taskback.backends._ledger import Ledger
+from taskback.backends._stopping import Stopping
 
 if TYPE_CHECKING:  # the two know each other: a backend makes its closing, which ends the backend
     from taskback.backends._managed import ManagedBackend
@@ -35,17 +36,17 @@ class Closing:
     Args:
         backend (ManagedBackend): What is shut down.
         ledger (Ledger): Its tasks.
-        grace (float): Seconds that a task which is told to stop may take.
+        stopping (Stopping): Tells tasks to stop; its grace is the shutdown's, and the end of the program shortens it.
         settle (float): Seconds for what comes after the grace: killing, and clearing up.
     """
 
-    def __init__(self, backend: "ManagedBackend", ledger: Ledger, grace: float, settle: float) -> None:
+    def __init__(self, backend: "ManagedBackend", ledger: Ledger, stopping: Stopping, settle: float) -> None:
         self.done: Future[ShutdownReport] = Future()
         self.thread: threading.Thread | None = None
         self._backend = backend
         self._ledger = ledger
         self._keeper = backend.keeper
-        self._grace = grace
+        self._stopping = stopping
         self._settle = settle
         self._begun = _clock.monotonic()
         self._deadlines: list[float] = []  # appended to without a lock; the earliest counts
@@ -61,9 +62,8 @@ class Closing:
         self._keeper.call(self._changed.set)
 
     def shorten(self, seconds: float) -> None:
-        """The program ends: all of the rest may take `seconds`."""
-        self._grace = min(self._grace, seconds / 2)
-        self._settle = min(self._settle, seconds / 2)
+        """The program ends: what comes after the grace may take `seconds`."""
+        self._settle = min(self._settle, seconds)
         self.hurry(_clock.monotonic())
 
     def note(self, run: Run, handles: list[TaskHandle]) -> None:
@@ -101,9 +101,9 @@ class Closing:
         told = _clock.monotonic()
         if self._ledger.runs:
             self._stop_all()
-            await self._until_empty(lambda: told + self._grace)  # the end of the program may shorten it meanwhile
+            await self._until_empty(lambda: told + self._stopping.grace)  # the end of the program may shorten it
             self._force_all()
-        soft = told + self._grace
+        soft = told + self._stopping.grace
         hard = _clock.monotonic() + self._settle if self._ledger.runs else soft + self._settle
         await self._until_empty(lambda: hard - 0.1)
         dying, stuck = await self._backend._close_lanes(soft, hard)
@@ -147,7 +147,7 @@ class Closing:
                     if run.lane is not None:
                         running.append(run)
         for run in running:
-            backend.stop_running(run)
+            self._stopping.stop(run)
         for run in runs:
             if run.lane is None:
                 backend.ended(run, Outcome(TaskState.CANCELLED))

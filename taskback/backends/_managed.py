@@ -1,8 +1,9 @@
 """What all backends of ours share: taking tasks, passing them to lanes, stopping them, and the end.
 
 Threads: submit, cancel, shutdown on any; lanes call back on theirs; limits and the shutdown run on the keeper's.
-Locks: _open_lock is held while the backend starts, and nothing of the program's runs under it; below it comes the
-ledger's lock (see there), which also guards _state, _idle and every lane's `run`. Decide under it, act outside.
+Locks: _open_lock is held while the backend starts; of the program's only what makes a pool runs under it. Below it
+comes the ledger's lock (see there), which also guards _state, _idle and every lane's `run`. Decide under it, act
+outside.
 Holds: a run is handed to one lane at a time. Every run that is handed over comes to `ended` or to `come_back`.
 
 Race: cancel and start. cancel() sets `stop` under the ledger's lock; a lane asks may_start() under it, just before it
@@ -454,16 +455,12 @@ class ManagedBackend(TaskBackend):
         if waits:
             self.ended(run, Outcome(TaskState.CANCELLED))
         else:
-            self.stop_running(run)
+            self._stopping.stop(run)
         return True
 
     def _can_stop(self, run: Run) -> bool:
         """Whether a run that was handed over can be stopped. Under the ledger's lock."""
         return True
-
-    def stop_running(self, run: Run) -> None:
-        """Tell a run that was handed over to stop; `run.stop` says why. It is forced after the grace."""
-        self._stopping.stop(run)
 
     # --- the end ---
 
@@ -531,7 +528,7 @@ class ManagedBackend(TaskBackend):
                 return None
             else:
                 self.keeper.start()
-                closing = self._closing = Closing(self, self._ledger, self._stopping.grace, 0.9)
+                closing = self._closing = Closing(self, self._ledger, self._stopping, 0.9)
                 self._ledger.open = self._initialized = False
                 self._ledger.on_end = closing.note
                 self._move(BackendState.DRAINING)
@@ -595,7 +592,7 @@ class ManagedBackend(TaskBackend):
             return None
         if closing is None:
             return None
-        closing.shorten(self._exit_grace)
+        closing.shorten(self._exit_grace / 2)
         return closing.done
 
     def exit_seconds(self) -> float:
