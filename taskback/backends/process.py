@@ -12,7 +12,7 @@ from taskback._state import TaskState
 from taskback.backends._managed import ManagedBackend
 from taskback.pools import _os, trees
 from taskback.pools.lane import Lane
-from taskback.pools.process_lane import ProcessLane
+from taskback.pools.process_lane import ProcessLane, disown_workers
 
 
 class ProcessPoolTaskBackend(ManagedBackend):
@@ -149,6 +149,7 @@ class ProcessPoolTaskBackend(ManagedBackend):
 
     def forked(self) -> None:
         """This is a fork: hold nothing of the parent's workers, and start afresh."""
+        disown_workers()
         for lane in self._processes:
             lane.forked()
         self._inherited.append(self._processes)

@@ -158,6 +158,14 @@ class _Worker:
 _workers: "weakref.WeakSet[_Worker]" = weakref.WeakSet()
 
 
+def disown_workers() -> None:
+    """In a fork of the parent: hold nothing of any worker, so that each notices when the parent is gone."""
+    global _main_lock
+    _main_lock = threading.Lock()  # the parent's keeper may hold its own, for ever here
+    for worker_ in list(_workers):
+        worker_.disown()
+
+
 def _forget_thread(thread: threading.Thread) -> None:
     """In a fork: the stock pools' exit hook would write to a thread of the parent, under a lock that may be held.
 
@@ -461,10 +469,6 @@ class ProcessLane:
         return worker_ + trees.wait_gone(self._left_behind, until)
 
     def forked(self) -> None:
-        """In a fork of the parent: hold nothing of the worker, so that it notices when the parent is gone."""
-        global _main_lock
-        _main_lock = threading.Lock()  # the parent's keeper may hold its own, for ever here
-        for mine in list(_workers):
-            mine.disown()
+        """In a fork of the parent: leave alone what is left of workers that have ended."""
         for thread in list(self._old):
             _forget_thread(thread)
