@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import psutil
+
+from taskback import ProcessPoolTaskBackend
 
 ROOT: Final = Path(__file__).resolve().parent.parent  # of the checkout
 
@@ -31,3 +35,21 @@ def is_running(pid: int) -> bool:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+@contextmanager
+def process_backends(usual: Callable[..., Any], grace: float) -> Iterator[Callable[..., ProcessPoolTaskBackend]]:
+    """Makes running backends of one worker, with this handler and grace if it is not told others; shuts them down."""
+    made: list[ProcessPoolTaskBackend] = []
+
+    def make(handler: Callable[..., Any] = usual, **options: Any) -> ProcessPoolTaskBackend:
+        backend = ProcessPoolTaskBackend(handler, **{"max_workers": 1, "cancel_grace_seconds": grace, **options})
+        made.append(backend)
+        backend.initialize_sync()
+        return backend
+
+    try:
+        yield make
+    finally:
+        for backend in made:
+            backend.shutdown_sync(0)

@@ -171,17 +171,23 @@ def test_a_callback_of_asyncios_own_is_known_by_its_module():
     assert [fn.__module__ for fn in added] == ["asyncio.tasks"]
 
 
+def admitted() -> tuple[Ledger, Run, TaskHandle]:
+    """A ledger with one run, and the handle of its submitter."""
+    ledger = Ledger(Listeners("test"), 0)
+    ledger.open = True
+    run = make_handle()._run
+    handle = ledger.admit(run, Owner(), True)
+    assert handle is not None
+    return ledger, run, handle
+
+
 MOVES = [(old, new) for old in TaskState for new in TaskState if not old.final and new.final]
 
 
 @pytest.mark.parametrize(("old", "new"), MOVES)
 def test_a_handle_ends_as_the_table_says(old, new):
     """For every open state and every final one: the handle ends in it if the table has the move, else not at all."""
-    ledger = Ledger(Listeners("test"), 0)
-    ledger.open = True
-    run = make_handle()._run
-    handle = ledger.admit(run, Owner(), True)
-    assert handle is not None
+    ledger, run, handle = admitted()
     if old is TaskState.RUNNING:
         ledger.start(run, 1, run.queued_ns)
         assert handle.running()
@@ -207,11 +213,7 @@ def test_a_handle_ends_as_the_table_says(old, new):
 @pytest.mark.parametrize(("first", "second"), [(old, new) for old in TaskState for new in TaskState if old.final])
 def test_a_handle_that_has_ended_stays_as_it_is(first, second):
     """For every final state and every other one: no second end, and no start."""
-    ledger = Ledger(Listeners("test"), 0)
-    ledger.open = True
-    run = make_handle()._run
-    handle = ledger.admit(run, Owner(), True)
-    assert handle is not None
+    ledger, run, handle = admitted()
     ledger.start(run, 1, run.queued_ns)
     ledger.end(run, Outcome(first))
 

@@ -32,7 +32,7 @@ from taskback import (
 from taskback.pools.inbox import Inbox
 from tests import faults
 from tests.faults import LIMIT, Channel, await_gone
-from tests.helpers import is_running, run_python
+from tests.helpers import is_running, process_backends, run_python
 
 Make = Callable[..., ProcessPoolTaskBackend]
 
@@ -40,26 +40,15 @@ Make = Callable[..., ProcessPoolTaskBackend]
 @pytest.fixture
 def channel(tmp_path: Path) -> Iterator[Channel]:
     """What handlers write lines on."""
-    channel = Channel(tmp_path)
-    yield channel
-    channel.close()
+    with contextlib.closing(Channel(tmp_path)) as channel:
+        yield channel
 
 
 @pytest.fixture
 def make() -> Iterator[Make]:
     """Makes backends that are shut down whatever the test does."""
-    made: list[ProcessPoolTaskBackend] = []
-
-    def make(handler: Any = faults.handler, **options: Any) -> ProcessPoolTaskBackend:
-        options = {"max_workers": 1, "cancel_grace_seconds": 0.3, **options}
-        backend = ProcessPoolTaskBackend(handler, **options)
-        made.append(backend)
-        backend.initialize_sync()
-        return backend
-
-    yield make
-    for backend in made:
-        backend.shutdown_sync(0)
+    with process_backends(faults.handler, 0.3) as make:
+        yield make
 
 
 def await_end(handle: TaskHandle) -> BaseException | None:

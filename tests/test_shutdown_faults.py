@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from taskback import ProcessPoolTaskBackend, ShutdownReport, TaskState
 from tests import faults
 from tests.faults import LIMIT, Channel
-from tests.helpers import is_running
+from tests.helpers import is_running, process_backends
 
 GRACE = 0.3  # seconds
 
@@ -26,26 +26,15 @@ Make = Callable[..., ProcessPoolTaskBackend]
 @pytest.fixture
 def channel(tmp_path: Path) -> Iterator[Channel]:
     """What handlers write lines on."""
-    channel = Channel(tmp_path)
-    yield channel
-    channel.close()
+    with contextlib.closing(Channel(tmp_path)) as channel:
+        yield channel
 
 
 @pytest.fixture
 def make() -> Iterator[Make]:
     """Makes backends that are shut down whatever the test does."""
-    made: list[ProcessPoolTaskBackend] = []
-
-    def make(**options: Any) -> ProcessPoolTaskBackend:
-        options = {"max_workers": 1, "cancel_grace_seconds": GRACE, **options}
-        backend = ProcessPoolTaskBackend(faults.handler, **options)
-        made.append(backend)
-        backend.initialize_sync()
-        return backend
-
-    yield make
-    for backend in made:
-        backend.shutdown_sync(0)
+    with process_backends(faults.handler, GRACE) as make:
+        yield make
 
 
 @pytest.fixture
@@ -213,14 +202,15 @@ def test_hurry_from_a_signal_that_comes_at_any_moment(make):
     assert all(handle.state is TaskState.SUCCEEDED for handle in handles)
 
 
-def test_a_callback_that_never_returns(make, release):
+def test_a_callback_that_never_returns(make, channel, release, tmp_path):
     """`stuck` names the thread and the task; the call returns in time, and other tasks go on meanwhile."""
     backend = make(max_workers=2)
-    handle = backend.submit_sync({"do": "echo", "n": 1})
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    handle = backend.submit_sync({"do": "wait", "gate": str(gate), "tell": channel.path})
     entered = threading.Event()
     handle.add_done_callback(lambda _: (entered.set(), release.wait(60)))
-    if handle.done() and not entered.is_set():
-        pytest.skip("the task had ended before its callback was there")
+    gate.write_bytes(b".")
     assert entered.wait(LIMIT)
     assert backend.run_sync({"do": "echo", "n": 2}, wait=LIMIT) == 2
 
