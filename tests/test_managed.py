@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from taskback import AsyncFireAndTrackBackend, ExecutorTaskBackend, SyncTaskBackend, TaskState
+from taskback import AsyncFireAndTrackBackend, ExecutorTaskBackend, SyncTaskBackend, TaskState, ThreadPoolTaskBackend
+from tests import handlers
 
 
 class Kind(str, enum.Enum):  # noqa: UP042  # the older form, whose members do not print as their text
@@ -70,6 +71,24 @@ def test_a_pool_that_makes_no_call_does_not_stop_a_shutdown():
     assert never_started == handles
     assert states == {TaskState.CANCELLED}
     assert ran == []
+
+
+def test_a_worker_is_not_said_to_run_what_has_ended(gate):
+    """Its callback is called on the worker's thread, and already finds the worker without a task."""
+    found: list[Any] = []
+    with ThreadPoolTaskBackend(handlers.do, max_workers=1) as backend:
+        handle = backend.submit_sync({"do": "hold", "gate": gate.path})
+        handle.add_done_callback(lambda _: found.append((threading.current_thread().name, backend.stats().workers)))
+        gate.wait_said()
+        busy = backend.stats().workers
+
+        gate.open()
+        handle.result(5)
+
+    assert [worker.task_id for worker in busy] == [handle.id]
+    ((thread, idle),) = found
+    assert thread != threading.current_thread().name
+    assert [(worker.task_id, worker.since) for worker in idle] == [(None, None)]
 
 
 @pytest.mark.parametrize("type_", [Kind.NOTE, "note"])

@@ -632,7 +632,7 @@ class ManagedBackend(TaskBackend):
         pid, run = lane.pid, lane.run
         if pid is None:
             return None
-        if run is None or run.started_ns is None:
+        if run is None or run.started_ns is None or run.state.final:  # it ends before its lane is free of it
             return WorkerStats(pid)
         return WorkerStats(pid, run.id, run.type, _clock.epoch(run.started_ns))
 
