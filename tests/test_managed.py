@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from taskback import AsyncFireAndTrackBackend, ExecutorTaskBackend, SyncTaskBackend, TaskState, ThreadPoolTaskBackend
+from taskback.backends import _closing
 from tests import handlers
 
 
@@ -89,6 +90,15 @@ def test_a_worker_is_not_said_to_run_what_has_ended(gate):
     ((thread, idle),) = found
     assert thread != threading.current_thread().name
     assert [(worker.task_id, worker.since) for worker in idle] == [(None, None)]
+
+
+def test_a_thread_that_user_code_holds_is_waited_for_a_part_of_the_time(monkeypatch):
+    """Until some time after the grace; a moment in any case, and no longer than all may take."""
+    monkeypatch.setattr(_closing._clock, "monotonic", lambda: 100.0)
+
+    assert _closing.until_user_code_ends(101.0, 101.9) == 101.0 + _closing.USER_CODE
+    assert _closing.until_user_code_ends(101.0, 101.1) == 101.1
+    assert _closing.until_user_code_ends(99.0, 99.9) == 100.0 + _closing.TURN
 
 
 @pytest.mark.parametrize("type_", [Kind.NOTE, "note"])

@@ -223,8 +223,9 @@ def test_a_callback_that_never_returns(make, channel, release, tmp_path):
 
 
 def test_a_callback_of_a_cancelled_task_that_never_returns(make, channel, release):
-    """The same on the thread that serves the callbacks of what shutdown itself ends."""
+    """The same on the thread that serves the callbacks of what shutdown itself ends; listeners are not held by it."""
     backend = make()
+    backend.subscribe(lambda event: None)
     running = backend.submit_sync({"do": "swallow", "tell": channel.path})
     channel.line()
     queued = backend.submit_sync({"do": "echo"})

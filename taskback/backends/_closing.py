@@ -4,7 +4,9 @@ Threads: start() and what it leads to on the keeper's; hurry() on any, and in a 
 ends a run.
 Locks: note() is called under the ledger's lock; hurry() takes none. _report_lock is a leaf but for the unpickling of
 tasks, which is why only callers of shutdown take it.
-Holds: `done` is set, whatever happens, at most grace + `settle` after the drain's deadline.
+Holds: `done` is set, whatever happens, at most grace + `settle` after the drain's deadline. A thread of ours that only
+user code can hold (a listener, a callback, a handler that was given up) is waited for until USER_CODE after the grace,
+so that of the second that `shutdown` may take beside it about a half is left for a system that is busy.
 """
 
 import asyncio
@@ -12,7 +14,7 @@ import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from taskback import _clock
 from taskback._call import Outcome
@@ -28,6 +30,9 @@ if TYPE_CHECKING:  # the two know each other: a backend makes its closing, which
     from taskback.backends._managed import ManagedBackend
 
 logger = logging.getLogger(__name__)
+
+USER_CODE: Final = 0.4  # seconds after the grace that a thread which user code holds is waited for
+TURN: Final = 0.05  # seconds that such a thread gets in any case: it may have nothing to do but end
 
 
 class Closing:
@@ -108,10 +113,9 @@ class Closing:
         await self._until_empty(lambda: hard - 0.1)
         dying, stuck = await self._backend._close_lanes(soft, hard)
         self._end_what_is_left()
-        if not self._backend._callbacks.stop(hard):
-            stuck.append(f"{self._backend._name}-callbacks")
-        if not self._backend._listeners.stop(hard):
-            stuck.append(f"{self._backend._name}-listeners")
+        for name, courier in (("callbacks", self._backend._callbacks), ("listeners", self._backend._listeners)):
+            if not courier.stop(until_user_code_ends(soft, hard)):
+                stuck.append(f"{self._backend._name}-{name}")
         held = list(self._backend._in_user_code.values())
         self._report.dying = dying
         self._report.stuck = [name for name in stuck if not any(each.startswith(f"{name}: ") for each in held)] + held
@@ -186,6 +190,11 @@ class Closing:
                 self._report.unfinished = [task for run in self._stopped if (task := _unfinished(run)) is not None]
                 self._stopped.clear()
             return self._report
+
+
+def until_user_code_ends(soft: float, hard: float) -> float:
+    """The deadline of a thread that user code may hold, given when the grace is over and when all is."""
+    return max(min(hard, soft + USER_CODE), _clock.monotonic() + TURN)
 
 
 def _unfinished(run: Run) -> Task | None:

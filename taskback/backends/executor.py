@@ -16,7 +16,7 @@ from taskback._options import checked_count
 from taskback._promises import Promises
 from taskback._run import Run
 from taskback._state import BackendState, TaskState
-from taskback.backends._closing import Closing
+from taskback.backends._closing import Closing, until_user_code_ends
 from taskback.backends._managed import ManagedBackend
 from taskback.pools import trees
 from taskback.pools.foreign_lane import ForeignLane, processes_of
@@ -232,7 +232,7 @@ class ExecutorTaskBackend(ManagedBackend):
         if not join(thread, min(soft, hard - 0.3)):
             for pid in pids:
                 trees.kill_tree(pid, lambda: True)
-        limit = max(hard, _clock.monotonic() + 0.05)
+        limit = until_user_code_ends(soft, hard) if self._in_process else max(hard, _clock.monotonic() + 0.05)
         held = [each.name for each in self._retired if not join(each, limit)]
         return trees.alive(pids), [] if self._in_process else held
 

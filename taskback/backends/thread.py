@@ -1,9 +1,9 @@
 """`ThreadPoolTaskBackend`: runs tasks in threads of this process."""
 
-from taskback import _clock
 from taskback._call import Handler
 from taskback._options import checked_count
 from taskback._promises import Promises
+from taskback.backends._closing import until_user_code_ends
 from taskback.backends._managed import MAX_ABANDONED, ManagedBackend
 from taskback.pools import _os
 from taskback.pools.lane import Lane
@@ -115,7 +115,7 @@ class ThreadPoolTaskBackend(ManagedBackend):
         lanes = self._threads
         for lane in lanes:
             lane.close()
-        limit = max(hard - 0.2, _clock.monotonic())
+        limit = until_user_code_ends(soft, hard)
         held = [lane.thread.name for lane in lanes if not lane.join(limit) and lane.thread is not None]
         with self._ledger.lock:
             self._threads = []
