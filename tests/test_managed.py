@@ -94,7 +94,7 @@ def test_a_worker_is_not_said_to_run_what_has_ended(gate):
 
 def test_a_thread_that_user_code_holds_is_waited_for_a_part_of_the_time(monkeypatch):
     """Until some time after the grace; a moment in any case, and no longer than all may take."""
-    monkeypatch.setattr(_closing._clock, "monotonic", lambda: 100.0)
+    monkeypatch.setattr("taskback._clock.monotonic", lambda: 100.0)
 
     assert _closing.until_user_code_ends(101.0, 101.9) == 101.0 + _closing.USER_CODE
     assert _closing.until_user_code_ends(101.0, 101.1) == 101.1
