@@ -250,6 +250,7 @@ def test_kill_9_ten_times_and_resume(desk: Desk, backend: str) -> None:
     """However often and whenever the command is killed, there is one result a task in the end."""
     chance = random.Random(f"kill {backend}")
     tasks = [{"n": n, "id": f"id-{n}", "type": "work"} for n in range(1, 401)]
+    tasks[-1]["holds"] = True  # no run is over before it is killed, however late that comes
     desk.write_tasks(*tasks)
     options = ("--backend", backend, "--workers", "2", *OUT, "--resume")
     kills = 0
@@ -259,6 +260,7 @@ def test_kill_9_ten_times_and_resume(desk: Desk, backend: str) -> None:
         kills += command.process.returncode == -signal.SIGKILL
         command.close_processes()  # a worker may outlive its parent for a moment; none of them writes results
 
+    desk.gate.release(1)
     status, command = desk.run("jobs:work", *options)
 
     assert status == 0, command.err.text
@@ -269,22 +271,39 @@ def test_kill_9_ten_times_and_resume(desk: Desk, backend: str) -> None:
     ]
 
 
+TORN = """
+import os, sys, jobs
+from taskback.cli import main
+
+_, length, *arguments = sys.argv
+write = os.write
+
+def write_a_part(fd, data):
+    if len(data) < 1_000_000:
+        return write(fd, data)
+    write(fd, bytes(data)[:int(length)])
+    jobs.tell("torn")
+    jobs.hold()
+
+os.write = write_a_part
+sys.exit(main(arguments))
+"""
+
+
 def test_kill_9_while_large_lines_are_written(desk: Desk) -> None:
-    """Lines of some megabytes are torn more often than not; what is torn is cut off and run again."""
-    (desk.directory / "large.py").write_text(
-        "import jobs\ndef handler(task):\n    jobs.tell(task['n'])\n    return str(task['n']) * 1_000_000\n"
-    )
-    chance = random.Random("large")
-    desk.write_tasks(*({"n": n % 10} for n in range(40)))
+    """Wherever in a line the kill falls, what is torn is cut off and run again."""
+    (desk.directory / "large.py").write_text("def handler(task):\n    return str(task['n']) * 1_000_000\n")
+    desk.write_tasks(*({"n": n} for n in range(4)))
     options = ("--backend", "thread", "--workers", "1", *OUT, "--resume")
-    for _ in range(10):
-        command = desk.start("large:handler", *options)
-        desk.told.poll_line(5)
-        select.select([], [], [], chance.uniform(0, 0.02))
+    for length in (1, 20, 4096, 1_000_000):
+        command = desk.start("large:handler", *options, program=[sys.executable, "-c", TORN, str(length)])
+        assert desk.told.read_line() == "torn"
         command.kill()
+        assert desk.out.stat().st_size == length
+        assert not desk.out.read_bytes().endswith(b"\n")
 
     status, command = desk.run("large:handler", *options)
 
     assert status == 0, command.err.text
-    assert [record["result"] for record in desk.results()] == [str(n % 10) * 1_000_000 for n in range(40)]
+    assert [record["result"] for record in desk.results()] == [str(n) * 1_000_000 for n in range(4)]
     assert json.loads(desk.out.read_bytes().splitlines()[0])["state"] == "succeeded"
