@@ -151,6 +151,12 @@ def swallow(task):
         except BaseException:
             pass
 
+def spin(task):
+    """Never leaves Python code."""
+    tell(os.getpid())
+    while True:
+        pass
+
 async def loop_async(task):
     tell(os.getpid())
     await asyncio.sleep(600)
