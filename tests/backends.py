@@ -124,6 +124,7 @@ def runs_in_loop(entry_or_backend: Any) -> bool:
 
 _IN_LOOP: Final = {type(entry.make()) for entry in BACKENDS if entry.in_loop}
 _submissions: set[Any] = set()
+_submitters: list[threading.Thread] = []
 
 
 async def begin(backend: Any, task: dict[str, Any], **options: Any) -> TaskHandle:
@@ -149,10 +150,18 @@ def begin_sync(backend: Any, gate: Gate, task: dict[str, Any], **options: Any) -
         gate.wait_said()
         return handle
     options.setdefault("id", uuid.uuid4().hex)
-    threading.Thread(target=backend.submit_sync, args=(task,), kwargs=options, name="submits").start()
+    submitter = threading.Thread(target=backend.submit_sync, args=(task,), kwargs=options, name="submits")
+    submitter.start()
+    _submitters.append(submitter)
     gate.wait_said()
     handle = backend.handle(options["id"])
     return handle
+
+
+def await_submitters() -> None:
+    """Wait for the threads of `begin_sync`, whose tasks have ended."""
+    while _submitters:
+        _submitters.pop().join(PATIENCE)
 
 
 async def until_running(handle: TaskHandle) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from taskback import BackendClosedError, TaskAbandonedError, TaskState
 from tests import handlers, leftovers
-from tests.backends import begin, begin_sync, flavour, in_loop, on, until_running
+from tests.backends import await_submitters, begin, begin_sync, flavour, in_loop, on, until_running
 from tests.gates import PATIENCE
 
 GRACE = 0.3  # seconds: `cancel_grace_seconds` of most backends here
@@ -424,10 +424,10 @@ def test_nothing_is_left_when_shutdown_returns(entry, make, gate):
     asyncio.run(use())
 
     report = backend.shutdown_sync(0)
+    await_submitters()
     left = leftovers.left_since(before, 0)
 
-    ours = [thread for thread in left.threads if thread.name != "submits"]  # the test's own, about to end
-    assert (ours, left.processes, left.unwaited, left.descriptors) == ([], set(), set(), set()), left.lines()
+    assert not left, left.lines()
     assert (report.dying, report.stuck) == ([], [])
 
 

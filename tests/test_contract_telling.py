@@ -81,12 +81,12 @@ def test_listeners_are_called_on_one_thread_of_ours(backend, kind):
     """Never on the one that submits, runs, or waits."""
     ears = [Ear(kind), Ear(kind)]
     unsubscribe = [backend.subscribe(ear) for ear in ears]
-    where: list[int] = []
+    where: queue.SimpleQueue[int] = queue.SimpleQueue()
 
     for _ in range(3):
         handle = backend.submit_sync({"do": "echo", "type": kind})
-        handle.add_done_callback(lambda handle: where.append(threading.get_ident()))
-        handle.result(PATIENCE)
+        handle.add_done_callback(lambda handle: where.put(threading.get_ident()))
+    callbacks = {where.get(timeout=PATIENCE) for _ in range(3)}
     for ear, leave in zip(ears, unsubscribe, strict=True):
         ear.until(TaskFinished, 3)
         leave()
@@ -94,7 +94,7 @@ def test_listeners_are_called_on_one_thread_of_ours(backend, kind):
     assert len(ears[0].threads) == 1
     assert ears[0].threads == ears[1].threads
     assert threading.get_ident() not in ears[0].threads
-    assert not ears[0].threads & set(where)
+    assert not ears[0].threads & callbacks
 
 
 @on()
