@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 
 from taskback.cli import main
 from tests.cli_helpers import JOBS, LIMIT, Desk, in_order, make_desk
+from tests.helpers import run_python
 
 BACKENDS = ("sync", "async", "thread", "process")
 FIELDS = ["id", "line", "type", "state", "result", "seconds", "attempt", "worker_pid"]
@@ -505,7 +505,6 @@ def test_the_input_is_read_no_further_than_needed(desk: Desk, backend: str) -> N
     line = json.dumps({"n": 0, "pad": "x" * 4_000}).encode() + b"\n"
     try:
         with open(write, "wb", buffering=0) as producer:
-            assert desk.told is not None
             while taken < 64 or desk.told.poll_line(0) is None:
                 if producer.write(line) is None:  # the pipe is full
                     desk.told.read_line()
@@ -587,4 +586,4 @@ def test_importing_the_library_does_not_import_the_command() -> None:
         "import sys, taskback; sys.exit(any(n.startswith(('taskback.cli', 'rich', 'argparse')) for n in sys.modules))"
     )
 
-    assert subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[1], check=False).returncode == 0
+    assert run_python("-c", script).returncode == 0

@@ -38,7 +38,7 @@ def test_nothing_is_found_where_nothing_was_left(before):
     thread = threading.Thread(target=int)
     thread.start()
     thread.join()
-    subprocess.run([sys.executable, "-c", ""], check=True)
+    subprocess.run([sys.executable, "-c", ""], stdin=subprocess.DEVNULL, check=True)
     os.close(os.open(os.devnull, os.O_RDONLY))
 
     assert not leftovers.left_since(before)
@@ -97,7 +97,7 @@ def test_what_awaits_collection_is_not_left(before):
 
 def test_a_child_is_found_and_killed(before):
     """A child that still runs is named by its command, and kill() ends it."""
-    child = subprocess.Popen(SLEEPER)
+    child = subprocess.Popen(SLEEPER, stdin=subprocess.DEVNULL)
 
     left = leftovers.left_since(before, grace=0)
     lines = left.lines()

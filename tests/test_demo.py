@@ -192,6 +192,7 @@ def test_another_process_gives_the_same_result(task: dict[str, Any], seed: str) 
         cwd=ROOT,
         env={**os.environ, "PYTHONHASHSEED": seed},
         check=True,
+        stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         timeout=60,

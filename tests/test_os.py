@@ -150,8 +150,7 @@ def test_killing_ones_own_group_ends_what_was_started_too(start):
         "import subprocess, sys\n"
         "from taskback.pools import _os\n"
         f"print(subprocess.Popen([sys.executable, '-c', {SLEEPER!r}], stdout=subprocess.DEVNULL).pid, flush=True)\n"
-        "sys.stdin.readline()\n"
-        "_os.kill_own_group()\n".replace("sys.stdin.readline()\n", "")
+        "_os.kill_own_group()\n"
     )
     grandchild = int(line_of(child))
 

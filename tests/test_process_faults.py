@@ -333,7 +333,8 @@ def test_random_kills_lose_only_what_ran_and_run_nothing_twice(make, tmp_path):
     """Kill -9 at any moment: every task ends once, what SUCCEEDED ran once, and nothing ran twice."""
     backend = make(max_workers=2)
     lines = tmp_path / "lines"
-    chance = random.Random(os.urandom(8).hex())
+    seed = os.urandom(8).hex()
+    chance = random.Random(seed)
     handles = [backend.submit_sync({"do": "line", "n": n, "lines": str(lines)}) for n in range(2500)]
     over = threading.Event()
     kills = 0
@@ -347,13 +348,14 @@ def test_random_kills_lose_only_what_ran_and_run_nothing_twice(make, tmp_path):
         over.wait(chance.uniform(0, 0.12))
     _done, not_done = wait(handles, 60)
 
-    assert not not_done
+    told = f"seed {seed}, {kills} kills"
+    assert not not_done, told
     states = Counter(handle.state for handle in handles)
-    assert set(states) <= {TaskState.SUCCEEDED, TaskState.LOST}
-    assert states[TaskState.LOST] <= kills
+    assert set(states) <= {TaskState.SUCCEEDED, TaskState.LOST}, told
+    assert states[TaskState.LOST] <= kills, told
     ran = Counter(map(int, lines.read_text().split()))
-    assert max(ran.values()) == 1
-    assert all(ran[handle.result()] == 1 for handle in handles if handle.state is TaskState.SUCCEEDED)
+    assert max(ran.values()) == 1, told
+    assert all(ran[handle.result()] == 1 for handle in handles if handle.state is TaskState.SUCCEEDED), told
     assert_sums(backend)
 
 

@@ -105,6 +105,7 @@ def test_the_shell_example_runs_as_it_stands(tmp_path):
         ["bash", "-c", f"set -o pipefail; {line}"],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         timeout=50,
