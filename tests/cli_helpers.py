@@ -20,6 +20,8 @@ from typing import Any
 
 import psutil
 
+from tests.faults import Channel, has_ended
+
 ROOT = Path(__file__).resolve().parents[1]
 MARK = "TASKBACK_TEST_MARK"
 LIMIT = 30.0  # seconds; the net under every wait
@@ -91,40 +93,6 @@ routed = TaskRouter()
 routed.handler("echo", echo)
 no_handler = 7
 '''
-
-
-class Channel:
-    """A named pipe: subjects write lines into it, or wait for a byte from it. Neither end ever waits to open it."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        os.mkfifo(path)
-        self._fd = os.open(path, os.O_RDWR | os.O_NONBLOCK)
-        self._rest = b""
-
-    def read_line(self, limit: float = LIMIT) -> str:
-        """The next line; fails the test if none comes."""
-        line = self.poll_line(limit)
-        assert line is not None, f"nothing was told within {limit} s"
-        return line
-
-    def poll_line(self, limit: float) -> str | None:
-        """The next line, or None if none comes in time."""
-        deadline = time.monotonic() + limit
-        while b"\n" not in self._rest:
-            if not select.select([self._fd], [], [], max(0.0, deadline - time.monotonic()))[0]:
-                return None
-            self._rest += os.read(self._fd, 65536)
-        line, _, self._rest = self._rest.partition(b"\n")
-        return line.decode()
-
-    def release(self, count: int = 1) -> None:
-        """Let so many waiting subjects go on."""
-        os.write(self._fd, b"." * count)
-
-    def close(self) -> None:
-        """Close this end."""
-        os.close(self._fd)
 
 
 class Output:
@@ -258,19 +226,9 @@ class Command:
 
 
 def _wait_for_end(processes: list[psutil.Process], limit: float) -> bool:
-    """Whether all have ended in time. A zombie has: who is to reap an orphan, and when, is not ours to say."""
+    """Whether all have ended in time."""
     deadline = time.monotonic() + limit
-    for process in processes:
-        try:
-            pidfd = os.pidfd_open(process.pid)
-        except ProcessLookupError:
-            continue
-        try:
-            if not select.select([pidfd], [], [], max(0.0, deadline - time.monotonic()))[0]:
-                return False
-        finally:
-            os.close(pidfd)
-    return True
+    return all(has_ended(process.pid, deadline) for process in processes)
 
 
 def _mark_of(process: psutil.Process) -> str | None:
@@ -295,8 +253,8 @@ class Desk:
         self.tasks = directory / "tasks.jsonl"
         self.out = directory / "results.jsonl"
         (directory / "jobs.py").write_text(JOBS)
-        self.told = Channel(directory / "tell")
-        self.gate = Channel(directory / "gate")
+        self.told = Channel(directory, "tell")
+        self.gate = Channel(directory, "gate")
         self._commands: list[Command] = []
 
     def write_tasks(self, *tasks: Any) -> None:
@@ -310,7 +268,7 @@ class Desk:
 
     def start_command(self, *arguments: str, env: Mapping[str, str] | None = None, **more: Any) -> Command:
         """Start the command with these arguments."""
-        channels = {"TELL": str(self.told.path), "GATE": str(self.gate.path)}
+        channels = {"TELL": self.told.path, "GATE": self.gate.path}
         command = Command(list(arguments), self.directory, env={**channels, **(env or {})}, **more)
         self._commands.append(command)
         return command

@@ -24,18 +24,26 @@ LIMIT: Final = 20.0  # seconds; the net under every wait
 class Channel:
     """A named pipe: handlers, and what they start, write lines on it, the test waits for them."""
 
-    def __init__(self, directory: Path) -> None:
-        self.path = str(directory / "channel")
+    def __init__(self, directory: Path, name: str = "channel") -> None:
+        self.path = str(directory / name)
         os.mkfifo(self.path)
         self._fd = os.open(self.path, os.O_RDWR | os.O_NONBLOCK)  # both ways: never at its end
         self._rest = b""
 
     def line(self, timeout: float = LIMIT) -> str:
         """The next line; fails the test if none comes."""
+        line = self.poll_line(timeout)
+        assert line is not None, f"nothing was told within {timeout:g} s; so far {self._rest!r}"
+        return line
+
+    read_line = line  # what the tests of the command call it
+
+    def poll_line(self, timeout: float) -> str | None:
+        """The next line, or None if none comes in time."""
         deadline = time.monotonic() + timeout
         while b"\n" not in self._rest:
-            ready, _, _ = select.select([self._fd], [], [], max(0.0, deadline - time.monotonic()))
-            assert ready, f"nothing was told within {timeout:g} s; so far {self._rest!r}"
+            if not select.select([self._fd], [], [], max(0.0, deadline - time.monotonic()))[0]:
+                return None
             self._rest += os.read(self._fd, 65536)
         found, _, self._rest = self._rest.partition(b"\n")
         return found.decode()
@@ -43,6 +51,10 @@ class Channel:
     def numbers(self) -> list[int]:
         """The next line, as numbers."""
         return [int(word) for word in self.line().split()]
+
+    def release(self, count: int = 1) -> None:
+        """Let so many go on that wait for a byte from it."""
+        os.write(self._fd, b"." * count)
 
     def close(self) -> None:
         """Let go of it."""
@@ -62,14 +74,19 @@ def await_gone(*pids: int) -> None:
     """Wait until these processes, which are about to, have ended; fails the test if they do not."""
     deadline = time.monotonic() + 5
     for pid in pids:
-        try:
-            pidfd = os.pidfd_open(pid)
-        except ProcessLookupError:
-            continue
-        try:
-            assert select.select([pidfd], [], [], max(0.0, deadline - time.monotonic()))[0], f"{pid} lives"
-        finally:
-            os.close(pidfd)
+        assert has_ended(pid, deadline), f"{pid} lives"
+
+
+def has_ended(pid: int, deadline: float) -> bool:
+    """Whether a process ends in time. A zombie has: who is to reap an orphan, and when, is not ours to say."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return bool(select.select([pidfd], [], [], max(0.0, deadline - time.monotonic()))[0])
+    finally:
+        os.close(pidfd)
 
 
 def handler(task: dict[str, Any]) -> Any:

@@ -53,3 +53,9 @@ def process_backends(usual: Callable[..., Any], grace: float) -> Iterator[Callab
     finally:
         for backend in made:
             backend.shutdown_sync(0)
+
+
+def outcomes(figures: Any) -> int:
+    """How many tasks have ended, by the figures of a backend or of a type."""
+    names = ("succeeded", "failed", "timed_out", "cancelled", "lost", "abandoned")
+    return sum(getattr(figures, name) for name in names)

@@ -13,7 +13,6 @@ import time
 from collections import UserDict
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import pytest
 
@@ -34,14 +33,7 @@ from taskback import (
 from tests import handlers
 from tests.backends import begin, flavour, in_loop, on, until_running
 from tests.gates import PATIENCE
-
-FINAL = ("succeeded", "failed", "timed_out", "cancelled", "lost", "abandoned")
-
-
-def outcomes(figures: Any) -> int:
-    """How many tasks have ended, by the figures."""
-    return sum(getattr(figures, name) for name in FINAL)
-
+from tests.helpers import outcomes
 
 # --- a task is a dict, and taken over ---
 

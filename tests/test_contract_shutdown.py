@@ -17,15 +17,10 @@ from taskback import BackendClosedError, TaskAbandonedError, TaskState
 from tests import handlers, leftovers
 from tests.backends import await_submitters, begin, begin_sync, flavour, in_loop, on, until_running
 from tests.gates import PATIENCE
+from tests.helpers import outcomes
 
 GRACE = 0.3  # seconds: `cancel_grace_seconds` of most backends here
 SETTLE = 1.0  # seconds that a shutdown may take beside its timeout and the grace
-
-
-def outcomes(figures: Any) -> int:
-    """How many tasks have ended, by the figures."""
-    names = ("succeeded", "failed", "timed_out", "cancelled", "lost", "abandoned")
-    return sum(getattr(figures, name) for name in names)
 
 
 def lists(report: Any) -> dict[str, Any]:
