@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -59,3 +61,32 @@ def outcomes(figures: Any) -> int:
     """How many tasks have ended, by the figures of a backend or of a type."""
     names = ("succeeded", "failed", "timed_out", "cancelled", "lost", "abandoned")
     return sum(getattr(figures, name) for name in names)
+
+
+@contextmanager
+def session_leaders() -> Iterator[Callable[[str], subprocess.Popen[str]]]:
+    """Starts interpreters that run some code, each in a session of its own; ends them with all of their group."""
+    made: list[subprocess.Popen[str]] = []
+
+    def start(code: str) -> subprocess.Popen[str]:
+        child = subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        made.append(child)
+        return child
+
+    try:
+        yield start
+    finally:
+        for child in made:
+            if hasattr(os, "killpg"):
+                with suppress(ProcessLookupError):
+                    os.killpg(child.pid, signal.SIGKILL)
+            child.kill()
+            child.wait()
+            assert child.stdout is not None
+            child.stdout.close()  # unread: what has left the group may still hold its other end

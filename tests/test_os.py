@@ -6,13 +6,12 @@ import os
 import select
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 
 import pytest
 
 from taskback.pools import _os
-from tests.helpers import is_running, run_python
+from tests.helpers import is_running, run_python, session_leaders
 
 unix = pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
 
@@ -23,23 +22,9 @@ Start = Callable[..., "subprocess.Popen[str]"]
 
 @pytest.fixture
 def start() -> Iterator[Start]:
-    """Starts a child that has said something; its session is gone after the test."""
-    made: list[subprocess.Popen[str]] = []
-
-    def start_one(code: str) -> subprocess.Popen[str]:
-        child = subprocess.Popen(
-            [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, start_new_session=True
-        )
-        made.append(child)
-        return child
-
-    yield start_one
-    for child in made:
-        _os.kill_group(child.pid)
-        child.kill()
-        child.wait()
-        assert child.stdout is not None
-        child.stdout.close()
+    """Starts children that lead a session of their own, which is gone after the test."""
+    with session_leaders() as start:
+        yield start
 
 
 def line_of(child: subprocess.Popen[str]) -> str:

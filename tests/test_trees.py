@@ -5,15 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 
 import psutil
 import pytest
 
 from taskback.pools import trees
-from tests.helpers import is_running
+from tests.helpers import is_running, session_leaders
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "setsid"), reason="the system has no sessions")
 
@@ -34,24 +32,9 @@ Start = Callable[..., "subprocess.Popen[str]"]
 
 @pytest.fixture
 def start() -> Iterator[Start]:
-    """Starts children that lead a session of their own; they are gone after the test."""
-    made: list[subprocess.Popen[str]] = []
-
-    def start_one(code: str) -> subprocess.Popen[str]:
-        child = subprocess.Popen(
-            [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, start_new_session=True
-        )
-        made.append(child)
-        return child
-
-    yield start_one
-    for child in made:
-        with suppress(ProcessLookupError):
-            os.killpg(child.pid, signal.SIGKILL)
-        child.kill()
-        child.wait()
-        assert child.stdout is not None
-        child.stdout.close()
+    """Starts children that lead a session of their own, which is gone after the test."""
+    with session_leaders() as start:
+        yield start
 
 
 def pids_of(child: subprocess.Popen[str], count: int) -> list[int]:
