@@ -101,6 +101,11 @@ def test_what_a_power_cut_leaves_is_cut_off(out: Path, tail: bytes) -> None:
         pytest.param(b'{"id": "x", "line": 1, "state": "queued"}\n' + result(1), id="no such state"),
         pytest.param(b'{"id": 7, "line": 1, "state": "failed"}\n' + result(1), id="no such id"),
         pytest.param(b'[{"id": "x"}]\n', id="an array"),
+        pytest.param(b'{"id": "important", "payload": "mine"}\n', id="begins like a result"),
+        pytest.param(b'{"id": "important", "payload": "mine"}', id="begins like a result, without an end"),
+        pytest.param(b'{"id": "important", "payload": "mine"}\0\0', id="begins like a result, before zeros"),
+        pytest.param(result(1) + b'{"id": "important", "payload": "mine"}\n', id="begins like a result, at the end"),
+        pytest.param(b'{"id": ' + b"1" * 5_000 + b"}\n", id="begins like a result, with a number too long to read"),
     ],
 )
 def test_somebody_elses_file_is_refused_and_kept(out: Path, content: bytes) -> None:

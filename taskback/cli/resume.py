@@ -9,7 +9,7 @@ import json
 import zlib
 from array import array
 from collections import Counter
-from typing import Any, BinaryIO, Final
+from typing import BinaryIO, Final
 
 from taskback import TaskState
 from taskback.cli.complaints import CommandError
@@ -98,29 +98,45 @@ def read_finished(stream: BinaryIO, name: str) -> tuple[Finished, int]:
 
 
 def _note(line: bytes, finished: Finished) -> bool:
-    """Note one result line; False if it is none."""
-    record = _record(line)
-    if record is None:
+    """Note one result line; False if it is none, or not whole."""
+    facts = _facts(line) if line.endswith(b"\n") else None
+    if facts is None:
         return False
-    number, task_id, task_type, state = (record.get(key) for key in ("line", "id", "type", "state"))
-    if type(number) is not int or number < 1 or not isinstance(task_id, str) or state not in FINAL_STATES:
-        return False
-    finished.add(number, task_id, task_type, state)
+    finished.add(*facts)
     return True
 
 
-def _record(line: bytes) -> dict[str, Any] | None:
+def _facts(line: bytes) -> tuple[int, str, str | None, str] | None:
+    """The line's number, and the task's id, type and state; None if this is no result."""
     try:
-        record = json.loads(line) if line.endswith(b"\n") else None
+        record = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    return record if isinstance(record, dict) else None
+    if not isinstance(record, dict):
+        return None
+    number, task_id, task_type, state = (record.get(key) for key in ("line", "id", "type", "state"))
+    if type(number) is not int or number < 1 or not isinstance(task_id, str) or state not in FINAL_STATES:
+        return None
+    return number, task_id, task_type, state
 
 
 def _looks_torn(line: bytes) -> bool:
     """Whether this may be the beginning of a result line, or the zeros that a file system leaves after a power cut.
 
-    Anything else is somebody's file, and nothing is cut off it.
+    Anything else is somebody's file, and nothing is cut off it: what begins like a result, but is JSON to its end
+    and no result, neither.
     """
     text = line.rstrip(b"\0\n")
-    return text.startswith(RESULT_START) or RESULT_START.startswith(text)
+    if RESULT_START.startswith(text):
+        return True
+    return text.startswith(RESULT_START) and (not _is_json(text) or _facts(text) is not None)
+
+
+def _is_json(text: bytes) -> bool:
+    try:
+        json.loads(text)
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        return False
+    except (ValueError, RecursionError):  # JSON that is not read: a number too long, say. A torn line is none of that.
+        return True
+    return True
