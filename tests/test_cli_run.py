@@ -138,6 +138,26 @@ def test_bad_lines_get_an_error_and_the_others_run(desk: Desk) -> None:
     assert "tasks.jsonl:2: no JSON: " in command.err.text
 
 
+def test_an_id_that_will_not_do_is_an_error_of_its_line(desk: Desk) -> None:
+    """It is not replaced in silence; the others still run, and --resume knows the line again."""
+    desk.write_tasks(
+        {"id": "a", "n": 1}, {"id": "x" * 65, "n": 2}, {"id": "", "type": "t"}, {"id": 1.5}, {"id": 5, "n": 5}
+    )
+    options = ("--backend", "sync", "--out", "results.jsonl", "--resume")
+
+    status, command = desk.run("jobs:count", *options)
+
+    assert status == 1
+    results = desk.results()
+    assert [record["id"] for record in results] == ["a", "line-2", "line-3", "line-4", "5"]
+    assert [record["state"] for record in results] == ["succeeded", "failed", "failed", "failed", "succeeded"]
+    message = "tasks.jsonl:2: id must be a string of 1 to 64 characters or a whole number"
+    assert (results[1]["error"]["type"], results[1]["error"]["message"]) == ("BadIdError", message)
+    assert message in command.err.text
+    assert desk.run("jobs:count", *options)[0] == 1
+    assert len(desk.results()) == 5
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_failure_is_told_with_the_workers_traceback(desk: Desk, backend: str) -> None:
     """Type, message and the place in the user's code."""

@@ -10,7 +10,7 @@ import threading
 
 import pytest
 
-from taskback.cli.source import Source, source_of
+from taskback.cli.source import BadIdError, Source, check_id, source_of
 from taskback.cli.tasks_file import BadLineError, Line, parse_task, read_lines
 from taskback.cli.window import Window
 
@@ -135,12 +135,29 @@ def source(task: dict[str, object] | None, number: int = 7, taken: frozenset[str
 
 @pytest.mark.parametrize(
     ("own", "expected"),
-    [("a", "a"), ("x" * 64, "x" * 64), (12, "12"), ("x" * 65, "line-7"), ("", "line-7"), (None, "line-7"),
-     (True, "line-7"), (1.5, "line-7"), (["a"], "line-7")],
-)  # fmt: skip
+    [("a", "a"), ("x" * 64, "x" * 64), (12, "12"), (0, "0"), (None, "line-7")],
+)
 def test_a_result_has_the_tasks_own_id(own: object, expected: str) -> None:
-    """A string of 1 to 64 characters or a whole number is kept; else the line gives the id."""
+    """A string of 1 to 64 characters or a whole number is kept; without one the line gives the id."""
+    check_id({"id": own})
+
     assert source({"id": own}) == (expected, expected)
+
+
+def test_a_task_need_not_have_an_id() -> None:
+    """The line gives one."""
+    check_id({})
+
+    assert source({}) == ("line-7", "line-7")
+
+
+@pytest.mark.parametrize("own", ["x" * 65, "", True, 1.5, ["a"], {}, 10**64])
+def test_an_id_that_will_not_do_is_an_error(own: object) -> None:
+    """It is not replaced in silence; the complaint is found under the line's number."""
+    with pytest.raises(BadIdError, match="id must be a string of 1 to 64 characters or a whole number"):
+        check_id({"id": own})
+
+    assert source({"id": own}) == ("line-7", "line-7")
 
 
 def test_a_line_that_is_no_task_is_named_by_its_number() -> None:

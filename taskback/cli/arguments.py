@@ -21,7 +21,9 @@ DESCRIPTION: Final = """\
 Run each task of a file through a handler and write one result line a task.
 
 HANDLER is module:attribute, a function, an async function or a taskback.TaskRouter; the module is looked for in
-the current directory too. TASKS holds one JSON object a line; - is standard input; empty lines are skipped.
+the current directory too. TASKS holds one JSON object a line; - is standard input; empty lines are skipped. A task
+may have an "id", a string of 1 to 64 characters or a whole number, which names its result; without one, line 7 is
+"line-7".
 """
 
 EPILOG: Final = """\

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 from taskback import BackendClosedError, TaskBackend, TaskHandle
 from taskback.cli.messages import Ended, InputOver, Messages, Refused, Withdrawn
 from taskback.cli.resume import Finished
-from taskback.cli.source import Source, source_of
+from taskback.cli.source import Source, check_id, source_of
 from taskback.cli.tasks_file import BadLineError, Line, parse_task, read_lines
 from taskback.cli.window import Window
 
@@ -79,7 +79,7 @@ class Feed(threading.Thread):
         if not self._window.enter(source):
             return False
         self._count(line, tasks=1)
-        if task is None:
+        if task is None or problem is not None:
             self._messages.put(Refused(source, problem or BadLineError()))
         else:
             self._submit(source, task)
@@ -109,7 +109,11 @@ class Feed(threading.Thread):
 
 
 def _parse(line: Line) -> tuple[dict[str, Any] | None, BadLineError | None]:
+    """The task of a line, and what is wrong with it; a task whose id will not do is both."""
+    task = None
     try:
-        return parse_task(line), None
+        task = parse_task(line)
+        check_id(task)
     except BadLineError as error:
-        return None, error
+        return task, error
+    return task, None

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from taskback.cli.tasks_file import Line
+from taskback.cli.tasks_file import BadLineError, Line
 
 MAX_ID_CHARACTERS: Final = 64  # what a backend takes
 _DERIVED: Final = re.compile(r"line-\d+")
@@ -18,7 +18,7 @@ class Source:
     Attributes:
         line (int): Its number.
         where (str): `tasks.jsonl:12`, for messages.
-        id (str): The task's own id, or one derived from the line.
+        id (str): The task's own id, or one derived from the line where it has none, or none that will do.
         handle_id (str): The id that the backend is given, which no other task in flight has.
         type (str | None): The task's type; None where it has none, or the line is no task.
         size_bytes (int): What the line takes in the input.
@@ -30,6 +30,10 @@ class Source:
     handle_id: str
     type: str | None
     size_bytes: int
+
+
+class BadIdError(BadLineError):
+    """The task's own id is none that it could have; the text says what would do."""
 
 
 def source_of(line: Line, name: str, task: dict[str, Any] | None, taken: Callable[[str], bool]) -> Source:
@@ -51,6 +55,16 @@ def source_of(line: Line, name: str, task: dict[str, Any] | None, taken: Callabl
         type=kind if isinstance(kind, str) else None,
         size_bytes=line.size_bytes,
     )
+
+
+def check_id(task: dict[str, Any]) -> None:
+    """See whether the task's own id, if it has one, can be its name.
+
+    Raises:
+        BadIdError: It cannot; another one in its place, in silence, would be missed by whoever looks for the result.
+    """
+    if task.get("id") is not None and _own_id(task) is None:
+        raise BadIdError(f"id must be a string of 1 to {MAX_ID_CHARACTERS} characters or a whole number")
 
 
 def _own_id(task: dict[str, Any]) -> str | None:
