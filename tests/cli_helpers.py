@@ -94,6 +94,16 @@ routed.handler("echo", echo)
 no_handler = 7
 '''
 
+# The command, with a line of progress fifty times a second.
+OFTEN = """\
+import sys
+from taskback.cli import main
+from taskback.cli.progress import Progress
+Progress.interval = 0.02
+if __name__ == "__main__":
+    sys.exit(main())
+"""
+
 
 class Output:
     """What the command writes to one of its streams, read as it comes."""

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli_helpers import Command, Desk, make_desk
+from tests.cli_helpers import OFTEN, Command, Desk, make_desk
 
 OUT = ("--out", "results.jsonl")
 FOR_EVER = ("--shutdown-timeout", "600")
@@ -66,6 +66,28 @@ def test_the_first_signal_drains(desk: Desk, backend: str, number: signal.Signal
 
     resume(desk, command)
     assert [record["result"] for record in desk.results()] == list(range(1, 101))
+
+
+@pytest.mark.parametrize("status", [0, 1])
+@pytest.mark.parametrize("backend", ["thread", "process"])
+def test_a_signal_that_comes_too_late_changes_nothing(desk: Desk, backend: str, status: int) -> None:
+    """All lines were in flight already and have ended in peace: the exit status says how they ended."""
+    bad = [b"[]\n"] if status else []
+    desk.write_tasks(*bad, *({"n": n} for n in range(1, 4)))
+    often = [sys.executable, "-c", OFTEN]
+    command = desk.start("jobs:gated", "--backend", backend, "--workers", "4", *OUT, *FOR_EVER, program=often)
+    # Not "of about": it has read the input to its end.
+    command.err.wait_for(f"{status} of {3 + status} done, {status} failed, 3 running")
+
+    command.signal(signal.SIGTERM)
+    command.err.wait_for("interrupted: waiting up to 600 s for 3 tasks")
+    desk.gate.release(3)
+
+    assert command.finish() == status, command.err.text
+    assert len(desk.results()) == 3 + status
+    assert "interrupted, but everything was finished" in command.err.text
+    assert "resume" not in command.err.text
+    assert command.leaves_nothing()
 
 
 def test_ctrl_c_reaches_the_whole_process_group(desk: Desk) -> None:

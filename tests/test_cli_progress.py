@@ -14,7 +14,7 @@ import pytest
 
 from taskback.cli.progress import Progress
 from taskback.cli.tally import PROBLEMS_KEPT, Tally
-from tests.cli_helpers import Command, Desk, make_desk
+from tests.cli_helpers import OFTEN, Command, Desk, make_desk
 
 
 @pytest.fixture
@@ -90,16 +90,6 @@ def test_a_plain_line(capsys: pytest.CaptureFixture[str], total: int | None, exa
     Progress().show(tally.figures(total=total, exact=exact, running=4))
 
     assert capsys.readouterr().err == expected
-
-
-OFTEN = """\
-import sys
-from taskback.cli import main
-from taskback.cli.progress import Progress
-Progress.interval = 0.02
-if __name__ == "__main__":
-    sys.exit(main())
-"""
 
 
 def test_a_plain_line_now_and_then(desk: Desk) -> None:

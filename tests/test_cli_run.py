@@ -516,6 +516,19 @@ def test_a_full_disk_ends_the_run_and_resume_goes_on(desk: Desk) -> None:
     assert [record["result"] for record in desk.results()] == list(range(1, 201))
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_nothing_but_a_file_is_resumed(desk: Desk) -> None:
+    """A device cannot be read back, and --resume would refuse it: it is not advised."""
+    desk.write_tasks(*numbered(3))
+
+    status, command = desk.run("jobs:echo", "--backend", "sync", "--out", "/dev/full")
+
+    assert status == 1
+    assert "cannot write /dev/full: No space left on device" in command.err.text
+    assert "a run cannot be resumed when its results go to /dev/full; give it --out FILE" in command.err.text
+    assert "to resume" not in command.err.text
+
+
 @pytest.mark.parametrize("backend", ["async", "thread", "process"])
 def test_the_input_is_read_no_further_than_needed(desk: Desk, backend: str) -> None:
     """While a task holds everything up, a bounded number of lines is taken from the pipe."""

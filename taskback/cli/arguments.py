@@ -42,6 +42,7 @@ Ctrl-C or SIGTERM stops taking lines and waits --shutdown-timeout seconds for th
 them at once; a third time kills the command. What was not finished has no result line and is run by --resume.
 
 exit status: 0 all succeeded (earlier results of a resumed run included), 1 some did not, 2 usage, 130 interrupted
+before all was done
 """
 
 

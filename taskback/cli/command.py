@@ -40,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv (Sequence[str] | None): The arguments, without the program's name; None takes those of the process.
 
     Returns:
-        int: The exit status: 0 all succeeded, 1 some did not, 2 usage, 130 interrupted.
+        int: The exit status: 0 all succeeded, 1 some did not, 2 usage, 130 interrupted
+            before all was done.
     """
     try:
         options = read_arguments(sys.argv[1:] if argv is None else argv)
@@ -93,7 +94,7 @@ def _run(parts: Parts, options: Options) -> int:
         ending = Run(parts).execute()
     if ending.failure is not None and ending.failure.__cause__ is not None:
         _show_cause(ending.failure.__cause__)
-    for line in summarize(ending, parts.tally, options, parts.results.finished.highest):
+    for line in summarize(ending, parts.tally, options, parts.results):
         say(line)
     status = exit_status(ending, parts.tally)
     if ending.threads_left:

@@ -25,12 +25,14 @@ class Results:
     Attributes:
         name (str): What messages call it.
         finished (Finished): What it held when it was opened.
+        resumable (bool): What is written can be read back: it is a regular file.
     """
 
     def __init__(self, fd: int, name: str, finished: Finished) -> None:
         self._fd = fd
         self.name = name
         self.finished = finished
+        self.resumable = stat.S_ISREG(os.fstat(fd).st_mode)
 
     def append(self, line: bytes) -> None:
         """Write one line, to the operating system at once: a killed command loses nothing that was appended.

@@ -5,6 +5,7 @@ from typing import Final
 
 from taskback.cli.arguments import Options
 from taskback.cli.complaints import INTERRUPTED, OK, SOME_FAILED, CommandError, tasks
+from taskback.cli.results_file import Results
 from taskback.cli.tally import SUCCEEDED, Tally
 
 LINES_NAMED: Final = 20  # of the unfinished ones
@@ -38,24 +39,29 @@ class Ending:
 
 def exit_status(ending: Ending, tally: Tally) -> int:
     """What the shell is told; it speaks of the whole results file, earlier runs included."""
-    if ending.interrupted:
+    if ending.interrupted and not ending.complete:
         return INTERRUPTED
     if ending.failure is not None:
         return ending.failure.status
     return OK if tally.all_succeeded else SOME_FAILED
 
 
-def summarize(ending: Ending, tally: Tally, options: Options, highest_finished: int) -> list[str]:
+def summarize(ending: Ending, tally: Tally, options: Options, results: Results) -> list[str]:
     """The summary, line by line."""
     lines = [*_problems(tally), _counts(tally)]
     if ending.failure is not None:
         lines.append(str(ending.failure))
+    highest_finished = results.finished.highest
     if ending.input_over and highest_finished > ending.lines_read:
         lines.append(
             f"{options.out} has results for lines beyond the end of {options.tasks_name} (line {highest_finished:,}, "
             f"of {ending.lines_read:,}): is it the same input?"
         )
-    return lines if ending.complete else [*lines, _unfinished(ending, options), _how_to_resume(options)]
+    if not ending.complete:
+        lines += [_unfinished(ending, options), _how_to_resume(options, results)]
+    elif ending.interrupted:
+        lines.append("interrupted, but everything was finished")
+    return lines
 
 
 def _problems(tally: Tally) -> list[str]:
@@ -83,9 +89,9 @@ def _unfinished(ending: Ending, options: Options) -> str:
     return f"{began}; unfinished: {' and '.join(parts)}"
 
 
-def _how_to_resume(options: Options) -> str:
-    if options.resume_command is None:
-        return "a run cannot be resumed when its results go to standard output; give it --out FILE"
+def _how_to_resume(options: Options, results: Results) -> str:
+    if options.resume_command is None or not results.resumable:
+        return f"a run cannot be resumed when its results go to {results.name}; give it --out FILE"
     if options.tasks == "-":
         return f"to resume, pipe the same input into: {options.resume_command}"
     return f"to resume: {options.resume_command}"
