@@ -24,6 +24,7 @@ from taskback.cli.messages import Messages
 from taskback.cli.progress import open_progress
 from taskback.cli.results_file import results_file, standard_output
 from taskback.cli.run import Parts, Run
+from taskback.cli.streams import STDIN, STDOUT, fill_closed, is_terminal
 from taskback.cli.summary import exit_status, summarize
 from taskback.cli.tally import Tally
 from taskback.cli.tasks_file import open_tasks, size_of
@@ -43,12 +44,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         int: The exit status: 0 all succeeded, 1 some did not, 2 usage, 130 interrupted
             before all was done.
     """
+    closed = fill_closed()
     try:
         options = read_arguments(sys.argv[1:] if argv is None else argv)
     except SystemExit as stop:  # argparse has said why
         return stop.code if isinstance(stop.code, int) else USAGE
     try:
-        return _open_and_run(options)
+        return _open_and_run(options, closed)
     except CommandError as error:
         say(str(error))
         return error.status
@@ -57,9 +59,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
 
 
-def _open_and_run(options: Options) -> int:
+def _open_and_run(options: Options, closed: frozenset[int]) -> int:
     """Open what a run needs, the results file last, and run."""
-    on_terminal = options.out is None and sys.stdout is not None and sys.stdout.isatty()
+    if options.tasks == "-" and STDIN in closed:
+        raise CommandError("standard input is closed; give it TASKS, or name a file of them")
+    if options.out is None and STDOUT in closed:
+        raise CommandError("standard output is closed; give it --out FILE")
+    on_terminal = options.out is None and is_terminal(sys.stdout)
     messages: Messages = queue.SimpleQueue()
     with contextlib.ExitStack() as stack:
         interrupts = stack.enter_context(Interrupts(messages))

@@ -21,6 +21,8 @@ class CommandError(Exception):
 
 def say(text: str) -> None:
     """Write a line to standard error; the run does not depend on somebody reading it."""
+    if sys.stderr is None:  # it was closed when Python began
+        return
     try:
         sys.stderr.write(f"taskback: {text}\n")
         sys.stderr.flush()

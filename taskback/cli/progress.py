@@ -6,6 +6,7 @@ from datetime import timedelta
 from typing import Final
 
 from taskback.cli.complaints import say
+from taskback.cli.streams import is_terminal
 from taskback.cli.tally import Figures
 
 BAR_INTERVAL: Final = 0.2  # seconds
@@ -61,7 +62,7 @@ class BarProgress(Progress):
             transient=True,
             expand=True,
             # What a handler prints in this process goes above the bar. A worker must not inherit such a stream.
-            redirect_stdout=in_process and sys.stdout.isatty(),
+            redirect_stdout=in_process and is_terminal(sys.stdout),
             redirect_stderr=in_process,
         )
         self._task = self._bar.add_task("", total=None, done="starting", details="")
@@ -98,7 +99,7 @@ def open_progress(*, in_process: bool, results_on_terminal: bool) -> Progress:
         in_process (bool): Handlers run in this process.
         results_on_terminal (bool): Result lines go to a terminal, where they and a bar would mix.
     """
-    if sys.stderr is None or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb" or results_on_terminal:
+    if not is_terminal(sys.stderr) or os.environ.get("TERM") == "dumb" or results_on_terminal:
         return Progress()
     try:
         return BarProgress(in_process=in_process)

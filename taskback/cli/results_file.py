@@ -124,12 +124,12 @@ def standard_output() -> Iterator[Results]:
     Workers inherit file descriptor 1, so that a `print` in a handler would end up between the result lines.
 
     Raises:
-        CommandError: Standard output is closed.
+        CommandError: It cannot be written.
     """
     try:
         sys.stdout.flush()
         fd = os.dup(1)
-    except (OSError, ValueError, AttributeError) as error:  # AttributeError: sys.stdout is None
+    except (OSError, ValueError) as error:
         raise CommandError(f"cannot write standard output: {error}") from error
     try:
         os.dup2(2, 1)
