@@ -1,8 +1,10 @@
-"""Standard streams as they come: closed or open, the run is the same."""
+"""Standard streams as they come: closed, or in non-blocking mode, the run is the same."""
 
 from __future__ import annotations
 
+import os
 import pty
+import select
 import shlex
 import sys
 from collections.abc import Iterator
@@ -85,3 +87,41 @@ def test_a_bar_without_standard_output(desk: Desk, backend: str) -> None:
 
     assert command.finish() == 0, command.err.text
     assert "1 task in" in command.err.text
+
+
+def test_standard_output_need_not_wait(desk: Desk) -> None:
+    """In non-blocking mode, which whoever shares a pipe or terminal may choose, a slow reader loses nothing."""
+    texts = [f"{n}" * 200_000 for n in range(10)]  # each more than a pipe holds
+    desk.write_tasks(*({"n": text} for text in texts))
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    with open(read, "rb", buffering=0) as results:
+        command = desk.start("jobs:echo", "--backend", "thread", stdout=write)
+        text = b""
+        while command.process.poll() is None:
+            if not select.select([], [write], [], 0)[1]:  # full; it is so again after each page
+                text += results.read(4_096)
+        os.close(write)
+        text += results.read()
+
+    assert command.process.returncode == 0, command.err.text
+    assert [record["result"] for record in in_order(text.decode())] == texts
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_standard_error_need_not_wait(desk: Desk, unbuffered: str) -> None:
+    """Nor is anything lost there, or said no more after a moment without room."""
+    message = "x" * 30_000
+    desk.write_tasks(*({"do": "raise", "text": message} for _ in range(5)))
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    # The command gets this end, and closes ours; a second one tells when the pipe is full.
+    ours = os.dup(write)
+    command = desk.start("jobs:chosen", "--backend", "sync", "--out", "results.jsonl", stderr_terminal=(read, write))
+    while select.select([], [ours], [], 0)[1]:
+        os.sched_yield()
+    os.close(ours)
+
+    assert command.finish() == 1
+    assert command.err.text.count(message) == 5
+    assert "5 tasks in " in command.err.text

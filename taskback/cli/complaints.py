@@ -5,6 +5,8 @@ import os
 import sys
 from typing import Final
 
+from taskback.cli.streams import write_text
+
 OK: Final = 0
 SOME_FAILED: Final = 1
 USAGE: Final = 2
@@ -24,8 +26,7 @@ def say(text: str) -> None:
     if sys.stderr is None:  # it was closed when Python began
         return
     try:
-        sys.stderr.write(f"taskback: {text}\n")
-        sys.stderr.flush()
+        write_text(sys.stderr, f"taskback: {text}\n")
     except (OSError, ValueError):  # its reader is gone (`2>&1 | head`), or it was closed
         _mute()
 

@@ -12,6 +12,7 @@ from typing import BinaryIO
 
 from taskback.cli.complaints import SOME_FAILED, CommandError
 from taskback.cli.resume import Finished, read_finished
+from taskback.cli.streams import write_all
 
 try:
     import fcntl
@@ -40,10 +41,8 @@ class Results:
         Raises:
             CommandError: It cannot be written.
         """
-        rest = memoryview(line)
         try:
-            while rest:  # more than one turn only when a disk is nearly full or a pipe nearly closed
-                rest = rest[os.write(self._fd, rest) :]
+            write_all(self._fd, line)
         except OSError as error:
             raise CommandError(f"cannot write {self.name}: {error.strerror or error}", SOME_FAILED) from error
 
