@@ -213,6 +213,31 @@ def test_a_command_that_waits_for_its_input_can_be_interrupted(desk: Desk) -> No
     assert [record["result"] for record in desk.results()] == [1, 2]
 
 
+@pytest.mark.parametrize("backend", ["sync", "async", "thread", "process"])
+def test_exit_hooks_are_called_though_the_input_is_silent(desk: Desk, backend: str) -> None:
+    """The handler's modules may have something to close; half a line in the pipe is no task."""
+    (desk.directory / "hooked.py").write_text(
+        "import atexit, jobs, os\n"
+        "def handler(task):\n    return jobs.count(task)\n"
+        "@atexit.register\ndef last():\n    jobs.tell(f'closed by {os.getpid()}')\n"
+    )
+    read, write = os.pipe()
+    command = desk.start("hooked:handler", "--backend", backend, *OUT, tasks="-", stdin=read)
+    os.close(read)
+    with open(write, "wb", buffering=0) as producer:
+        producer.write(b'{"n": 1}\n{"n": ')
+        assert desk.told.read_line() == "1"
+        command.signal(signal.SIGTERM)
+
+        assert command.finish(10) == 130, command.err.text
+    assert [record["result"] for record in desk.results()] == [1]
+    said = []
+    while (line := desk.told.poll_line(0)) is not None:
+        said.append(line)
+    assert f"closed by {command.process.pid}" in said
+    assert command.leaves_nothing()
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_before_the_first_task(desk: Desk, number: signal.Signals) -> None:
     """While the handler is imported there is nothing to drain."""

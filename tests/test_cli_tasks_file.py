@@ -7,11 +7,12 @@ import itertools
 import json
 import os
 import threading
+from pathlib import Path
 
 import pytest
 
 from taskback.cli.source import BadIdError, Source, check_id, source_of
-from taskback.cli.tasks_file import BadLineError, Line, parse_task, read_lines
+from taskback.cli.tasks_file import BadLineError, Input, Line, ReadingStoppedError, open_tasks, parse_task, read_lines
 from taskback.cli.window import Window
 
 
@@ -111,6 +112,54 @@ def test_a_line_is_read_as_soon_as_it_has_arrived() -> None:
         producer.write(b'{"n": 1}\n{"n": 2}\n{"n"')
 
         assert [next(lines).data for _ in range(2)] == [b'{"n": 1}', b'{"n": 2}']
+
+
+@pytest.mark.parametrize("data", [b"", b'{"n": 1}\n', b'{"n": 1}\n{"n"'])
+def test_reading_can_be_stopped(tmp_path: Path, data: bytes) -> None:
+    """Whoever waits for a silent pipe is woken; half a line is not taken for a whole one."""
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    lines: list[bytes] = []
+    read = threading.Event()
+    stopped: list[BaseException] = []
+
+    def read_all(stream: Input) -> None:
+        try:
+            for line in read_lines(stream):
+                lines.append(line.data)
+                read.set()
+        except ReadingStoppedError as error:
+            stopped.append(error)
+
+    writer = os.open(path, os.O_RDWR)
+    with open(writer, "wb", buffering=0) as producer, open_tasks(str(path)) as stream:
+        producer.write(data)
+        thread = threading.Thread(target=read_all, args=(stream,))
+        thread.start()
+        assert b"\n" not in data or read.wait(10)
+        stream.stop()
+        stream.stop()
+        thread.join(10)
+
+        assert not thread.is_alive()
+        assert len(stopped) == 1
+        with pytest.raises(ReadingStoppedError):
+            stream.readline()
+    assert lines == data.splitlines()[:1]
+
+
+def test_an_input_leaves_nothing_open(tmp_path: Path) -> None:
+    """Its descriptors go with it, standard input's alone stays."""
+    (tmp_path / "tasks").write_bytes(b'{"n": 1}\n')
+    before = len(os.listdir("/proc/self/fd"))
+
+    with open_tasks(str(tmp_path / "tasks")) as stream:
+        assert [line.data for line in read_lines(stream)] == [b'{"n": 1}']
+    with open_tasks("-"):
+        pass
+
+    assert len(os.listdir("/proc/self/fd")) == before
+    os.fstat(0)
 
 
 def test_reading_holds_one_line() -> None:

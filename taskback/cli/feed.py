@@ -3,19 +3,19 @@
 A thread of its own, since reading may wait for a pipe, the window for room, and `--backend sync` for the handler,
 while the main thread writes results, shows progress and answers signals.
 
-Threads: run() alone moves anything here; the main thread reads the three counts.
+Threads: run() alone moves anything here; the main thread reads the three counts, and calls stop().
 Locks: none of its own.
 """
 
 import threading
 from collections.abc import Callable
-from typing import Any, BinaryIO
+from typing import Any
 
 from taskback import BackendClosedError, TaskBackend, TaskHandle
 from taskback.cli.messages import Ended, InputOver, Messages, Refused, Withdrawn
 from taskback.cli.resume import Finished
 from taskback.cli.source import Source, check_id, source_of
-from taskback.cli.tasks_file import BadLineError, Line, parse_task, read_lines
+from taskback.cli.tasks_file import BadLineError, Input, Line, ReadingStoppedError, parse_task, read_lines
 from taskback.cli.window import Window
 
 
@@ -30,7 +30,7 @@ class Feed(threading.Thread):
 
     def __init__(
         self,
-        stream: BinaryIO,
+        stream: Input,
         name: str,
         backend: TaskBackend,
         *,
@@ -38,7 +38,7 @@ class Feed(threading.Thread):
         finished: Finished,
         messages: Messages,
     ) -> None:
-        # A daemon: when the command ends early, this thread may still wait for a pipe.
+        # A daemon: when the command ends early, `--backend sync` may still be in a handler that does not stop.
         super().__init__(name="taskback-feed", daemon=True)
         self._stream = stream
         self._input_name = name
@@ -59,9 +59,17 @@ class Feed(threading.Thread):
         except BaseException as error:  # the main thread decides what becomes of the run
             self._messages.put(InputOver(complete=False, error=error))
 
+    def stop(self) -> None:
+        """Take no more lines; ends this thread's wait for the window or the input."""
+        self._window.close()
+        self._stream.stop()
+
     def _feed(self) -> bool:
         """Take line after line; False if there may be more."""
-        return all(self._take(line) for line in read_lines(self._stream))
+        try:
+            return all(self._take(line) for line in read_lines(self._stream))
+        except ReadingStoppedError:
+            return False
 
     def _take(self, line: Line) -> bool:
         """Do with one line what is to be done; False if the window is closed."""

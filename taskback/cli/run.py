@@ -152,7 +152,7 @@ class Run:
         if self._phase is not Phase.FEEDING:
             return
         self._phase = Phase.DRAINING
-        self._parts.window.close()
+        self._parts.feed.stop()
         self._deadline = time.monotonic() + self._parts.shutdown_timeout
         if in_flight := self._parts.window.in_flight:
             limit = f"up to {self._parts.shutdown_timeout:g} s for {tasks(in_flight)} in flight"
@@ -181,7 +181,7 @@ class Run:
     def _finish(self) -> Ending:
         """Shut the backend down, write what ended meanwhile, and tell what did not."""
         parts = self._parts
-        parts.window.close()
+        parts.feed.stop()
         if parts.window.in_flight:
             if self._phase is Phase.DRAINING:
                 parts.progress.say(f"the time is up: cancelling {tasks(parts.window.in_flight)}")

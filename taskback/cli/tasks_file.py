@@ -1,7 +1,9 @@
 """The tasks: lines of the input, read one at a time, and the JSON object that each is to be."""
 
+import io
 import json
 import os
+import select
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Final
@@ -33,7 +35,73 @@ class Line:
     too_long: bool = False
 
 
-def open_tasks(path: str) -> BinaryIO:
+class ReadingStoppedError(Exception):
+    """The input was not read on, because somebody called `stop`."""
+
+
+class Input(io.BufferedReader):
+    """The input, whose reader can be stopped while it waits for a pipe or a terminal.
+
+    A thread that waits in a plain read cannot be woken, and would hold the stream's lock, which whoever closes the
+    stream wants, and the interpreter at its exit.
+    """
+
+    def __init__(self, file: io.FileIO) -> None:
+        self._stoppable = _Stoppable(file)
+        super().__init__(self._stoppable)
+
+    def stop(self) -> None:
+        """Have `ReadingStoppedError` raised by the read that waits, and by all that would read on; from any thread."""
+        self._stoppable.stop()
+
+
+class _Stoppable(io.RawIOBase):
+    """Reads from a file once something has come.
+
+    Race: stop() and a read. A read that waits, or begins to, finds the pipe readable, since nobody takes the byte out
+    of it; one that is under way had found data, and does not wait.
+    """
+
+    def __init__(self, file: io.FileIO) -> None:
+        super().__init__()
+        self._file = file
+        self._stop_reader, self._stop_writer = os.pipe()
+        self._stopped = False
+
+    def stop(self) -> None:
+        if not self._stopped:
+            self._stopped = True
+            os.write(self._stop_writer, b".")
+
+    def readinto(self, buffer: Any) -> int | None:
+        self._wait()
+        if self._stopped:
+            raise ReadingStoppedError
+        return self._file.readinto(buffer)
+
+    def _wait(self) -> None:
+        if not hasattr(select, "poll"):  # where there is none, only sockets can be waited for
+            return
+        poll = select.poll()
+        poll.register(self._file.fileno(), select.POLLIN)
+        poll.register(self._stop_reader, select.POLLIN)
+        poll.poll()
+
+    def readable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._file.fileno()
+
+    def close(self) -> None:
+        if not self.closed:
+            super().close()
+            self._file.close()
+            os.close(self._stop_reader)
+            os.close(self._stop_writer)
+
+
+def open_tasks(path: str) -> Input:
     """Open the input; `-` is standard input.
 
     Standard input is opened anew, on its file descriptor: a thread that still waits in `sys.stdin` would hold the
@@ -43,10 +111,9 @@ def open_tasks(path: str) -> BinaryIO:
         CommandError: It cannot be read.
     """
     try:
-        stream = open(0 if path == "-" else path, "rb", closefd=path != "-")  # noqa: SIM115 - the caller closes it
+        return Input(io.FileIO(0 if path == "-" else path, "rb", closefd=path != "-"))
     except OSError as error:
         raise CommandError(f"cannot read the tasks: {path}: {error.strerror or error}") from error
-    return stream
 
 
 def size_of(stream: BinaryIO) -> int | None:
