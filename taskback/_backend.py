@@ -32,6 +32,7 @@ from taskback._keeper import LoopThread
 from taskback._promises import Promises
 from taskback._report import BackendStats
 from taskback._task import Task
+from taskback.pools import program_end
 
 logger = logging.getLogger(__name__)
 
@@ -419,6 +420,7 @@ def tell_at_the_end(backend: Mortal, after: type | None = None) -> None:
         after (type | None): Somebody else's class whose own exit hook is in place by now. The hook that came last runs
             first, and that one would wait for work that only ours ends.
     """
+    program_end.hook_up()  # first: what comes last runs first, and that one waits for calls that may wait for tasks
     with _default_lock:
         _alive.add(backend)
         _finalize_in_child()
