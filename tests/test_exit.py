@@ -64,6 +64,7 @@ def test_a_program_that_forgets_an_idle_backend_ends(start):
         ("processes", "swallow", 2),
         ("processes", "gil", 2),
         ("threads", "loop", 2),
+        ("threads", "swallow", 2),
         ("loops", "loop_async", 2),
         ("in_threads_of_another", "loop", 2),
         ("in_processes_of_another", "swallow", 2),

@@ -379,20 +379,21 @@ def test_a_program_that_forgets_a_pool_ends_after_its_calls(start):
             def late():
                 for pool in (used, ThreadPool(1)):
                     try:
-                        pool.submit(print, "never")
+                        pool.submit(say, "never")
                     except RuntimeError as error:
-                        print(error)
+                        say(error)
+            def say(words):
+                os.write(1, f"{words}\\n".encode())  # at once and in one piece
             used, began, go = ThreadPool(1), threading.Event(), threading.Event()
             def first():
                 began.set(); go.wait()
             used.submit(first)
-            used.submit(print, "second")
+            used.submit(say, "second")
             dropped = ThreadPool(1)
             dropped.submit(go.wait)
-            dropped.submit(print, "of one that is gone")
+            dropped.submit(say, "of one that is gone")
             del dropped
             began.wait()
-            threading.Thread(target=lambda: (threading.main_thread().join(), None), daemon=True).start()
             threading._register_atexit(go.set)  # the last hook runs first
             """
         )
@@ -423,7 +424,7 @@ def test_a_call_that_waits_for_a_task_does_not_hold_up_the_end(start):
                 try:
                     handle.result()
                 except CancelledError:
-                    print("cancelled")
+                    os.write(1, b"cancelled\\n")
             for pool in pools: pool.submit(call)
             """
         )

@@ -122,8 +122,8 @@ class ManagedBackend(TaskBackend):
     def _prepare(self, run: Run) -> None:
         """A run is about to be accepted on the submitter's thread."""
 
-    def _lane_abandoned(self, lane: Lane) -> None:
-        """A lane's thread was given up."""
+    def _give_up(self, lane: Lane) -> None:
+        """A lane's thread is given up; maybe another takes its place. Under the ledger's lock."""
 
     def _lane_freed(self, lane: Lane) -> bool:
         """A lane has nothing to do; False if it is not to be used again. Under the ledger's lock."""
@@ -382,16 +382,18 @@ class ManagedBackend(TaskBackend):
 
     def abandoned(self, run: Run) -> None:
         """The run's thread is given up; the run ends ABANDONED."""
-        lane = run.lane
-        if lane is None:  # it has ended meanwhile
-            return
+        with self._ledger.lock:
+            lane: Lane | None = run.lane
+            if lane is None:  # it has ended meanwhile, and its lane is another's
+                return
+            self._give_up(lane)
         if run.state is TaskState.QUEUED:  # its thread never came to it, and may_start() refuses it from now on
             self.ended(run, Outcome(TaskState.CANCELLED))
         else:
             why = "time limit" if run.stop is TaskState.TIMED_OUT else "cancellation"
             error = TaskAbandonedError(run.id, self._stopping.grace, why)
             self.ended(run, Outcome(TaskState.ABANDONED, error=error))
-        self._lane_abandoned(lane)
+        self.look_again()
 
     def come_back(self, run: Run) -> None:
         """The run cannot have started: back to its old place, or to its end if it is to stop anyway."""

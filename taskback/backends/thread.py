@@ -14,8 +14,8 @@ class ThreadPoolTaskBackend(ManagedBackend):
     """Runs tasks in threads: for handlers that block on files, sockets or C code that lets go of the GIL.
 
     A running handler is stopped by an exception at its next bytecode. One that does not stop within the grace is
-    ABANDONED: its thread cannot be killed, keeps its CPU, and holds up the end of the program; another takes its
-    place.
+    ABANDONED: its thread cannot be killed and goes on until the program ends; another takes its place. It does not hold
+    up that end, unless it holds the GIL in C code, or a lock that the program's own exit hooks want.
 
     Args:
         handler (Callable[[dict], Any] | None): Sync or async; None leaves it to `set_handler`.
@@ -41,6 +41,7 @@ class ThreadPoolTaskBackend(ManagedBackend):
         exact_start=True,
         progress=True,
         bounded_shutdown=True,
+        exits_without_shutdown=True,
         no_orphans=True,
         no_orphans_in_c_code=True,
         no_main_guard=True,
@@ -84,13 +85,15 @@ class ThreadPoolTaskBackend(ManagedBackend):
     def _new_lane(self) -> OwnThreadLane:
         return OwnThreadLane(self, f"{self._name}-worker")
 
-    def _lane_abandoned(self, lane: Lane) -> None:
-        with self._ledger.lock:
-            self._given_up.add(lane)
-            self._threads = [other for other in self._threads if other is not lane]
-            if self._ledger.open and len(self._given_up) <= MAX_ABANDONED:
-                self._add_lane()
-        self.look_again()
+    def _give_up(self, lane: Lane) -> None:
+        assert isinstance(lane, OwnThreadLane)
+        if lane.retired:
+            return
+        lane.retired = True
+        self._given_up.add(lane)
+        self._threads = [other for other in self._threads if other is not lane]
+        if self._ledger.open and len(self._given_up) <= MAX_ABANDONED:
+            self._add_lane()
 
     def _add_lane(self) -> None:
         """One more, in the place of one that was given up. Under the ledger's lock."""

@@ -1,48 +1,48 @@
-"""Lanes in this process: a run is a call on a thread of a stock pool.
+"""Lanes in this process: a run is a call on a thread, of our own or of a pool of somebody else's.
 
-Threads: send() and interrupt() on any, force() on the keeper's, the call itself on the pool's thread.
+Threads: send() and interrupt() on any, force() on the keeper's, the call itself on the lane's thread.
 Holds: a thread that was given up takes no other run, and ends when its call does.
+
+Race: force() and the end of the call. The lane is given up only if its run is still there, and both, giving it up and
+the end of a run, are steps under the ledger's lock. (1) The run ends first: it has left the lane, and nothing is given
+up. (2) The lane is given up first: another has its place from then on, and when the call has returned the thread finds
+the lane `retired`, and ends. The run's outcome is told by whoever comes first, the keeper or the thread: ABANDONED, or
+what it was stopped for.
 """
 
 import logging
 import os
-import threading
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor
+from queue import SimpleQueue
 
 from taskback._call import Outcome
 from taskback._keeper import join
 from taskback._run import Run
 from taskback._state import TaskState
 from taskback.pools.lane import LaneOwner
+from taskback.pools.worker_thread import END, WorkerThread
 
 logger = logging.getLogger(__name__)
 
 
-class ThreadLane:
-    """A place in a pool of threads.
+class LaneInThread:
+    """What the two kinds share: how a run is performed, and how it is stopped.
 
     Args:
         owner (LaneOwner): The backend.
-        pool (Executor): Whose threads are in this process.
     """
 
-    def __init__(self, owner: LaneOwner, pool: Executor) -> None:
+    def __init__(self, owner: LaneOwner) -> None:
         self.run: Run | None = None
-        self.retired = False
         self._owner = owner
-        self._pool = pool
 
     @property
     def pid(self) -> int | None:
         """This process."""
         return os.getpid()
 
-    def send(self, run: Run) -> bool:
-        """Have the pool call the handler."""
-        self._pool.submit(self._work, run)
-        return True
-
-    def _work(self, run: Run) -> None:
+    def perform(self, run: Run) -> None:
+        """Call the handler, here and now."""
         owner = self._owner
         try:
             call = owner.make_call(run)
@@ -55,6 +55,10 @@ class ThreadLane:
             owner.ended(run, Outcome(TaskState.FAILED, error=error))
         owner.idle(self, run)
 
+    def send(self, run: Run) -> bool:
+        """Have a thread call the handler."""
+        raise NotImplementedError
+
     def interrupt(self, run: Run, firmly: bool) -> None:
         """The cooperative flag and the exception, which is all that a thread offers."""
         if run.call is not None:
@@ -62,25 +66,67 @@ class ThreadLane:
 
     def force(self, run: Run) -> None:
         """Give the thread up."""
-        self.retired = True
         self._owner.abandoned(run)
 
 
-class OwnThreadLane(ThreadLane):
-    """A stock pool of one thread, so that one that was given up can be replaced."""
+class ThreadLane(LaneInThread):
+    """A place in a pool of somebody else's threads.
+
+    Args:
+        owner (LaneOwner): The backend.
+        pool (Executor): Whose threads are in this process.
+    """
+
+    def __init__(self, owner: LaneOwner, pool: Executor) -> None:
+        super().__init__(owner)
+        self._pool = pool
+
+    def send(self, run: Run) -> bool:
+        """Have the pool call the handler."""
+        self._pool.submit(self.perform, run)
+        return True
+
+
+class OwnThreadLane(LaneInThread):
+    """A thread of our own, started with its first run.
+
+    Args:
+        owner (LaneOwner): The backend.
+        name (str): The thread's.
+    """
 
     def __init__(self, owner: LaneOwner, name: str) -> None:
-        self.thread: threading.Thread | None = None
-        pool = ThreadPoolExecutor(1, thread_name_prefix=name, initializer=self._begin)
-        super().__init__(owner, pool)
+        super().__init__(owner)
+        self.thread: WorkerThread[_Sent] | None = None
+        self.retired = False  # given up; written under the ledger's lock
+        self._name = name
+        self._sent: SimpleQueue[_Sent | None] = SimpleQueue()
 
-    def _begin(self) -> None:
-        self.thread = threading.current_thread()
+    def __del__(self) -> None:
+        self._sent.put(END)
+
+    def send(self, run: Run) -> bool:
+        """Pass it to the thread."""
+        if self.thread is None:
+            thread = WorkerThread(self._name, self._sent, _perform)
+            thread.start()
+            self.thread = thread  # only now: what could not be started must not be joined
+        self._sent.put((self, run))
+        return True
 
     def close(self) -> None:
-        """Let the thread end once it is idle."""
-        self._pool.shutdown(wait=False)
+        """Let the thread end after what it was sent."""
+        self._sent.put(END)
 
     def join(self, deadline: float) -> bool:
         """Wait for the thread; False if something holds it at the deadline."""
         return join(self.thread, deadline)
+
+
+_Sent = tuple[OwnThreadLane, Run]
+
+
+def _perform(sent: _Sent) -> None:
+    """An idle thread holds no lane, and so no backend: one that nobody refers to any more ends its threads."""
+    lane, run = sent
+    lane.perform(run)
