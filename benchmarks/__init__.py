@@ -1,0 +1,1 @@
+"""What things cost, as ratios to the stock pools in the same run: `scripts/bench-threads`."""
