@@ -16,6 +16,9 @@ class TaskState(enum.Enum):
     LOST = "lost"  # its worker died
     ABANDONED = "abandoned"  # told to stop, did not, and cannot be killed
 
+    # A member is hashed some twenty times a task, and the one of Enum is written in Python.
+    __hash__ = object.__hash__
+
     @property
     def final(self) -> bool:
         """Whether the task is over.
