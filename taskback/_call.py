@@ -15,13 +15,21 @@ the handler and that mark: the outer `except` catches it and marks again; a seco
 comes after the second mark: nothing is sent, and the next pair of marks, if there is one, raises it when it is
 entered. In (2) the handler had ended, and its result is dropped, as for any task that was told to stop before it
 ended.
+
+Waiting for a lock: an exception that comes while a thread waits in `lock.acquire()` is raised when it has the lock.
+`with` and `try` know how to let go of it; who calls acquire() before a `try` does not. Up to CPython 3.12 `logging`
+takes a handler's lock so for each record, and one that is never let go of stops all who log, and the program's end.
+So a thread that is just there is spared for now. (What is left is a switch of threads between look and exception.)
 """
 
 import asyncio
 import contextvars
 import ctypes
 import inspect
+import logging
+import sys
 import threading
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
@@ -35,6 +43,11 @@ from taskback._task import CurrentTask, Task, running_task
 Handler = Callable[[Task], Any]
 
 LEFT_TASKS: Final = 0.5  # seconds that what a struck handler left in its loop gets to end
+
+SPARED: Final = 0.01  # seconds that an interruption waits for a thread to have the lock that it waits for
+_LOCKING: Final = frozenset(
+    function.__code__ for function in (logging.Handler.acquire, getattr(logging, "_acquireLock", None)) if function
+)
 
 _send = ctypes.pythonapi.PyThreadState_SetAsyncExc
 _send.argtypes = (ctypes.c_ulong, ctypes.py_object)
@@ -74,6 +87,18 @@ def _take_back(thread: int) -> None:
         return
 
 
+def _is_locking(thread: int) -> bool:
+    """Whether a thread is where it may get a lock that an exception would leave taken."""
+    frame = sys._current_frames().get(thread)
+    for _ in range(2):  # a lock may be written in Python, too
+        if frame is None:
+            return False
+        if frame.f_code in _LOCKING:
+            return True
+        frame = frame.f_back
+    return False
+
+
 class Marks:
     """The two marks around user code in a thread; see the top of the file."""
 
@@ -100,11 +125,19 @@ class Marks:
                 _take_back(thread)
 
     def strike(self, firmly: bool = True) -> bool:
-        """Raise `TaskCancelled` between the marks, once; False if it spared an event loop, not being firm."""
+        """Raise `TaskCancelled` between the marks, once; False if it spared the thread for now.
+
+        That is one with an event loop, if this is not firm, and one that waits for a lock.
+        """
+        spared_until = time.monotonic() + SPARED
+        while (thread := self._thread) is not None and _is_locking(thread) and time.monotonic() < spared_until:
+            time.sleep(SPARED / 20)  # not under the lock: the second mark must not wait for this
         with self._lock:
             if self._in_loop and not firmly:
                 return False
             if not self._sent:
+                if self._thread is not None and _is_locking(self._thread):
+                    return False
                 self._sent = True
                 if self._thread is not None:
                     _send(self._thread, TaskCancelled)

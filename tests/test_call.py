@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import gc
+import logging
 import random
 import sys
 import threading
@@ -317,6 +318,56 @@ def test_what_comes_with_the_second_mark_is_not_sent():
     running = InThread(call)
 
     assert running.end() == Outcome(TaskState.SUCCEEDED, "returned")
+
+
+class SlowLock:
+    """A lock whose taker stands still when it has it, just before it can say so: there an exception would come."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.taken = threading.Event()
+        self.go_on = threading.Lock()
+        self.go_on.acquire()
+
+    def acquire(self) -> None:
+        """Take it, and stand still."""
+        self.lock.acquire()
+        self.taken.set()
+        self.go_on.acquire()
+
+    def release(self) -> None:
+        """Let go of it."""
+        self.lock.release()
+
+
+def test_a_thread_that_waits_for_the_lock_of_a_log_is_spared():
+    """Struck there it would keep the lock for ever, and all who log would wait with it; it is struck afterwards."""
+    lock = SlowLock()
+    log = logging.Handler()
+    log.lock = lock  # type: ignore[assignment]
+
+    def handler(task: Any) -> None:
+        log.acquire()  # as logging did it, up to CPython 3.12
+        try:
+            pass
+        finally:
+            log.release()
+        while True:
+            ordinary_code()
+
+    call = make_call(handler)
+    running = InThread(call)
+    assert lock.taken.wait(10), "the lock was not taken"
+
+    call.interrupt()
+    lock.go_on.release()
+    while running.outcome is None:
+        call.interrupt(firmly=True)
+    log.createLock()  # logging's exit hook takes it
+
+    assert running.end().state is TaskState.CANCELLED
+    assert lock.lock.acquire(timeout=1), "the lock is still taken"
+    lock.lock.release()
 
 
 def test_what_was_sent_and_not_taken_is_taken_back(monkeypatch):
