@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from multiprocessing import get_context
 from typing import Any
 
 import pytest
 
-from taskback import BackendClosedError, ExecutorTaskBackend, TaskState, WorkerDiedError
+from taskback import BackendClosedError, ExecutorTaskBackend, TaskState, WorkerDiedError, current_task
+from taskback.pools import ThreadPool
 from tests import handlers
 from tests.gates import PATIENCE
 
@@ -138,3 +140,27 @@ def test_what_is_no_pool_is_refused(pool):
     """At construction, by its type."""
     with pytest.raises(TypeError, match=r"concurrent\.futures\.Executor"):
         ExecutorTaskBackend(handlers.do, pool=pool)
+
+
+def test_a_thread_pool_of_ours_is_known_to_share_the_process():
+    """Tasks hold live objects, a running one is stopped, and one that waits is called in its turn."""
+    began = threading.Event()
+
+    def handler(task: dict[str, Any]) -> Any:
+        if "value" in task:
+            return task["value"]
+        began.set()
+        while True:
+            current_task().raise_if_cancelled()
+
+    value = object()
+    with ExecutorTaskBackend(handler, pool=ThreadPool(1)) as backend:
+        running = backend.submit_sync({})
+        assert began.wait(PATIENCE), "the handler never began"
+        waits = backend.submit_sync({"value": value})
+
+        assert running.cancel()
+
+        assert waits.result(PATIENCE) is value
+        assert running.state is TaskState.CANCELLED
+        assert backend.promises.live_objects
