@@ -144,6 +144,47 @@ class Marks:
             return True
 
 
+class SignalMarks:
+    """The same marks where the stopping comes as a signal: `strike` runs in the marked thread, between two bytecodes.
+
+    No lock, then, which that thread might hold: the handler's own raise is the exception, and it raises only while
+    the flag says that user code runs. The flag is cleared before raising, so it comes once.
+
+    Race: a signal within enter(). Before the flag is up it leaves `_struck` for enter() to see; after, it raises there.
+    """
+
+    __slots__ = ("_in_loop", "_inside", "_struck")
+
+    def __init__(self) -> None:
+        self._inside = False
+        self._in_loop = False
+        self._struck = False
+
+    def enter(self, in_loop: bool = False) -> None:
+        """The first mark; raises what was wanted before."""
+        self._in_loop = in_loop
+        self._inside = True
+        if self._struck:
+            self._inside = False
+            raise TaskCancelled("the task is to stop")
+
+    def leave(self) -> None:
+        """The second mark: from here on the exception does not come."""
+        self._inside = False
+        self._in_loop = False
+
+    def strike(self, firmly: bool = True) -> bool:
+        """In the signal's handler: raise, between the marks, once; False if it spared an event loop."""
+        if self._in_loop and not firmly:
+            return False
+        if not self._struck:
+            self._struck = True
+            if self._inside:
+                self._inside = False
+                raise TaskCancelled("the task is to stop")
+        return True
+
+
 class RunAsync(Protocol):
     """Runs a coroutine to its end in the calling thread, as `asyncio.Runner.run` does."""
 
@@ -200,6 +241,7 @@ class Call:
         context (Mapping[str, str]): What those restore.
         variables (contextvars.Context): The handler runs in these context variables.
         run_async (RunAsync): Runs what an async handler returns.
+        marks (Marks | SignalMarks | None): How it is struck; None lets other threads do it.
     """
 
     __slots__ = (
@@ -224,6 +266,7 @@ class Call:
         context: Mapping[str, str],
         variables: contextvars.Context,
         run_async: RunAsync = run_in_new_loop,
+        marks: Marks | SignalMarks | None = None,
     ) -> None:
         self._handler = handler
         self._task = task
@@ -232,7 +275,7 @@ class Call:
         self._context = context
         self.variables = variables
         self._run_async = run_async
-        self._marks = Marks()
+        self._marks: Any = marks or Marks()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._async_task: asyncio.Task[Any] | None = None
 

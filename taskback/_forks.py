@@ -15,15 +15,16 @@ from typing import Final
 
 PATIENCE: Final = 5.0  # seconds that a fork waits; then it is made all the same
 
-_lock = threading.Lock()
+_lock = threading.RLock()  # a worker's start may start its guardian
 _forking = False
+_in_child: list[Callable[[], object]] = []
 
 
 def watch(in_child: Callable[[], object]) -> None:
     """From now on hold forks back, and call this in each."""
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(before=_before, after_in_parent=_after, after_in_child=in_child)
-        os.register_at_fork(after_in_child=_afresh)
+    if not _in_child and hasattr(os, "register_at_fork"):  # held back once, whoever asks for it
+        os.register_at_fork(before=_before, after_in_parent=_after, after_in_child=_afresh)
+    _in_child.append(in_child)
 
 
 @contextmanager
@@ -47,4 +48,6 @@ def _after() -> None:
 
 def _afresh() -> None:
     global _lock, _forking
-    _lock, _forking = threading.Lock(), False
+    _lock, _forking = threading.RLock(), False
+    for function in _in_child:
+        function()

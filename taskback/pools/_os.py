@@ -4,12 +4,36 @@ Each name below means the same everywhere; where a system cannot give it, the do
 """
 
 import os
+import select
 import signal
+import socket
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Final
 
+fcntl: Any
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 SIGKILL: Final[int] = getattr(signal, "SIGKILL", signal.SIGTERM)
+
+# Real-time signals, far from those that libraries take: stop your call; write your stacks. None where there are none.
+CANCEL_SIGNAL: Final[int | None] = signal.SIGRTMIN + 11 if hasattr(signal, "SIGRTMIN") else None
+STACK_SIGNAL: Final[int | None] = signal.SIGRTMIN + 12 if hasattr(signal, "SIGRTMIN") else None
+# Whether there are packet sockets, memory without a name, and descriptors that travel.
+HAS_PACKETS: Final = all(
+    hasattr(module, name)
+    for module, name in (
+        (socket, "SOCK_SEQPACKET"),
+        (socket, "CMSG_SPACE"),
+        (os, "memfd_create"),
+        (fcntl, "F_ADD_SEALS"),
+    )
+)
+_PR_SET_CHILD_SUBREAPER: Final = 36  # Linux
 
 
 def available_cpus() -> int:
@@ -41,6 +65,55 @@ def open_death_watch(pid: int) -> int | None:
         return None
 
 
+class Bell:
+    """What one thread sleeps on until another rings it.
+
+    It is closed when nobody refers to it any more, so that ringing can never hit a stranger's descriptor, and needs no
+    lock to be sure of that.
+    """
+
+    def __init__(self) -> None:
+        if hasattr(os, "eventfd"):
+            self._near = self._far = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        else:
+            self._near, self._far = os.pipe()
+            os.set_blocking(self._near, False)
+            os.set_blocking(self._far, False)
+
+    def fileno(self) -> int:
+        """Readable while it rings."""
+        return self._near
+
+    def ring(self) -> None:
+        """Takes no lock and does not wait, so a signal handler may."""
+        with suppress(BlockingIOError):  # it rings already
+            os.write(self._far, b"\1\0\0\0\0\0\0\0")
+
+    def silence(self) -> None:
+        """Until it is rung again."""
+        with suppress(BlockingIOError):
+            os.read(self._near, 4096)
+
+    def __del__(self) -> None:
+        for fd in {getattr(self, "_near", -1), getattr(self, "_far", -1)} - {-1}:
+            os.close(fd)
+
+
+def wait_readable(fd: int, seconds: float) -> None:
+    """Sleep until something can be read there, for so long at most."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    poll.poll(max(0.0, seconds * 1000))
+
+
+def unnamed_file(name: str) -> int:
+    """A file in memory where there is such a thing, and one without a name where there is not."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
+
+
 def leave_the_terminal() -> None:
     """Make this process the leader of a session: Ctrl-C at the terminal does not reach it, killpg reaches all of it."""
     if hasattr(os, "setsid"):
@@ -56,11 +129,36 @@ def shrug_off_signals() -> None:
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)
         if number is not None:
-            signal.signal(number, _nothing)
+            signal.signal(number, do_nothing)
 
 
-def _nothing(*_: Any) -> None:
-    return None
+def do_nothing(*_: Any) -> None:
+    """The handler of a signal that is to do nothing, and yet not to be ignored in what is started by exec."""
+
+
+def adopt_orphans() -> bool:
+    """Have what loses its parent anywhere below this process become its child, until it ends; False where none does."""
+    if not os.path.exists("/proc/self/status"):
+        return False
+    try:
+        import ctypes
+
+        return bool(ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0)
+    except (ImportError, OSError, AttributeError):
+        return False
+
+
+def be_first_to_go() -> None:
+    """Where memory runs out, let the kernel take this process rather than its parent."""
+    with suppress(OSError), open("/proc/self/oom_score_adj", "r+", encoding="ascii") as file:
+        file.write("300")
+
+
+def send_number(pid: int, number: int | None) -> None:
+    """Send a signal, where the system has it and the process is there."""
+    if number is not None:
+        with suppress(OSError):
+            os.kill(pid, number)
 
 
 @contextmanager
@@ -73,6 +171,19 @@ def interrupts_held() -> Iterator[None]:
         yield
         return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def signals_held() -> Iterator[None]:
+    """Around the start of a process: none of the signals that end processes reaches it, until it lets them in."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
     try:
         yield
     finally:

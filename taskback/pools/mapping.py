@@ -6,6 +6,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
+from functools import partial
 from typing import Any
 
 
@@ -15,22 +16,39 @@ def map_in_order(
     iterables: tuple[Iterable[Any], ...],
     timeout: float | None,
     buffersize: int | None,
+    chunksize: int = 1,
 ) -> Iterator[Any]:
     """Submit a call for each tuple of arguments, here and now, or at most `buffersize` ahead of what was taken.
 
-    The pool is held weakly: one that nobody else knows ends after the calls that it was given.
+    So many as `chunksize` travel as one call. The pool is held weakly: one that nobody else knows ends after the calls
+    that it was given.
 
     Source:
         `concurrent.futures.Executor.map` (Python 3.14 documentation).
     """
+    if chunksize < 1:
+        raise ValueError("chunksize must be >= 1.")
     if buffersize is not None and (isinstance(buffersize, bool) or not isinstance(buffersize, int)):
         raise TypeError("buffersize must be an integer or None")
     if buffersize is not None and buffersize < 1:
         raise ValueError("buffersize must be None or > 0")
     deadline = None if timeout is None else time.monotonic() + timeout
-    arguments = zip(*iterables)  # noqa: B905  # the shortest ends it, as in the built-in map
+    arguments: Iterator[tuple[Any, ...]] = zip(*iterables)  # noqa: B905  # the shortest ends it, as in the built-in map
+    if chunksize > 1:
+        arguments, fn = _chunks(arguments, chunksize), partial(_call_each, fn)
     futures = deque(pool.submit(fn, *each) for each in itertools.islice(arguments, buffersize))
-    return _results(weakref.ref(pool), fn, arguments, futures, deadline)
+    results = _results(weakref.ref(pool), fn, arguments, futures, deadline)
+    return results if chunksize == 1 else itertools.chain.from_iterable(results)
+
+
+def _chunks(arguments: Iterator[tuple[Any, ...]], size: int) -> Iterator[tuple[list[Any]]]:
+    while chunk := list(itertools.islice(arguments, size)):
+        yield (chunk,)
+
+
+def _call_each(fn: Callable[..., Any], chunk: list[tuple[Any, ...]]) -> list[Any]:
+    """Several calls as one, in a worker."""
+    return [fn(*each) for each in chunk]
 
 
 def _results(

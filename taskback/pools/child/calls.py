@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from taskback import _clock, _codec, _role
-from taskback._call import Call, Handler, Outcome, close_struck
+from taskback._call import Call, Handler, Outcome, SignalMarks, close_struck
 from taskback._context import Restore
 from taskback._errors import ProgressNotSerializableError, ResultNotSerializableError, TaskCancelled
 from taskback._state import TaskState
@@ -124,6 +124,7 @@ def perform(
     data: bytes,
     begin: Callable[[Request, Call], bool] = lambda request, call: True,
     announce: Callable[[int, Progress], None] | None = None,
+    marks: SignalMarks | None = None,
 ) -> bytes:
     """Run the call that `data` holds.
 
@@ -131,6 +132,7 @@ def perform(
         data (bytes): A packed `Request`.
         begin (Callable[[Request, Call], bool]): Told that the handler is about to be called; False calls it off.
         announce (Callable[[int, Progress], None] | None): Told of progress, with the call's number.
+        marks (SignalMarks | None): Where a signal stops it; None where other threads do.
 
     Returns:
         bytes: A packed `Reply`.
@@ -155,6 +157,7 @@ def perform(
             request.context,
             contextvars.Context(),
             _run_async,
+            marks,
         )
     except BaseException as error:
         state, value = TaskState.FAILED, _codec.pack_error(error)

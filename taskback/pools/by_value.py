@@ -1,0 +1,47 @@
+"""How a call of a function becomes bytes: by reference where that works, by value once where it does not.
+
+A function of the main script, a lambda or a closure is pickled once, numbered, and kept by each worker under that
+number: its globals live as long as the worker, apart from the parent's.
+
+Threads: any. Locks: _lock is a leaf; pickling, which is user code, runs outside it.
+"""
+
+import itertools
+import pickle
+import threading
+import weakref
+from types import FunctionType
+from typing import Any
+
+from taskback import _codec
+
+
+class Packer:
+    """Packs the calls of one pool."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._numbers = itertools.count(1)
+        self._packed: weakref.WeakKeyDictionary[FunctionType, tuple[int, bytes]] = weakref.WeakKeyDictionary()
+
+    def pack(self, function: Any, arguments: Any, keywords: Any) -> "tuple[bytes, tuple[int, bytes] | None]":
+        """A call as bytes, and the numbered function that they refer to, if they do; raises what pickling raises."""
+        try:
+            data = pickle.dumps((function, arguments, keywords), _codec.PROTOCOL)
+            if b"__main__" not in data:
+                return data, None
+        except Exception:  # it may be the arguments: cloudpickle says
+            if type(function) is not FunctionType:
+                return _codec.dumps((function, arguments, keywords)), None
+        if type(function) is not FunctionType:
+            return _codec.dumps((function, arguments, keywords)), None
+        numbered = self._by_value(function)
+        return _codec.dumps((numbered[0], arguments, keywords)), numbered
+
+    def _by_value(self, function: FunctionType) -> "tuple[int, bytes]":
+        found = self._packed.get(function)
+        if found is None:
+            data = _codec.dumps(function)
+            with self._lock:
+                found = self._packed.setdefault(function, (next(self._numbers), data))
+        return found

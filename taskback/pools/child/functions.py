@@ -1,0 +1,85 @@
+"""Calls of functions in a worker: what an Executor's submit() becomes there.
+
+A function that travels by value is sent once and kept under a number, so that its globals live as long as the worker.
+"""
+
+import contextvars
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+from taskback import _codec, _role
+from taskback._call import SignalMarks
+from taskback.pools.child import packets
+
+PackedError = tuple[str, str, str, bytes | None]
+
+
+class Functions:
+    """Those that this worker keeps."""
+
+    def __init__(self) -> None:
+        self._kept: dict[int, Callable[..., Any] | BaseException] = {}
+
+    def keep(self, number: int, data: Any) -> None:
+        """Keep one, in the place of another that is not needed any more (0: of none)."""
+        try:
+            forget, function = pickle.loads(data)
+            self._kept.pop(forget, None)
+            with _role.importing("a function"):
+                self._kept[number] = pickle.loads(function)
+        except BaseException as error:  # told by the call that needs it
+            self._kept[number] = error
+
+    def unpack(self, data: Any) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
+        """Function, arguments and keyword arguments of a call; raises whatever unpickling raises."""
+        with _role.importing("a function"):
+            function, arguments, keywords = pickle.loads(data)
+        if isinstance(function, int):
+            kept = self._kept[function]
+            if isinstance(kept, BaseException):
+                raise kept
+            function = kept
+        return function, arguments, keywords
+
+
+class FunctionCall:
+    """One call, run to its end in the main thread, which a signal may stop between its marks."""
+
+    def __init__(self, function: Callable[..., Any], arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        self._what = (function, arguments, keywords)
+        self._marks = SignalMarks()
+
+    def run(self) -> tuple[int, Any]:
+        """The kind of the reply, and the result or the error."""
+        function, arguments, keywords = self._what
+        try:
+            try:
+                self._marks.enter()
+                outcome = packets.RESULT, contextvars.copy_context().run(function, *arguments, **keywords)
+            except BaseException as error:
+                outcome = packets.ERROR, error
+            self._marks.leave()
+        except BaseException as error:  # the signal came between the function's end and the second mark
+            self._marks.leave()
+            outcome = packets.ERROR, error
+        return outcome
+
+    def interrupt(self, firmly: bool) -> None:
+        """In the signal's handler, or before `run`: stop it."""
+        self._marks.strike()
+
+
+def packed_reply(kind: int, value: Any) -> tuple[int, bytes]:
+    """A reply as bytes; a result that cannot be pickled becomes the error that says so."""
+    if kind == packets.RESULT:
+        try:
+            return kind, _codec.dumps(value)
+        except BaseException as error:  # a __reduce__ may raise anything
+            value = error
+    return packets.ERROR, packed_error(value)
+
+
+def packed_error(error: BaseException) -> bytes:
+    """An error as bytes that can always be read."""
+    return pickle.dumps(_codec.pack_error(error), _codec.PROTOCOL)

@@ -1,0 +1,35 @@
+"""The kernel kills a worker and its group when the parent is gone, whatever the worker does.
+
+A pipe a worker: the parent holds the writing end, the worker alone the reading one, armed so that the kernel sends
+SIGKILL to the worker's whole process group when the other end closes. It needs no thread and no interpreter lock, and
+reaches a stopped process too. It lies beneath the guardian, for the case that the guardian died first; what has left
+the group, or runs on after its worker, it does not reach.
+
+Holds: one reading end has one owner, so two workers never share one. Race: the parent died before the line was armed;
+then nothing fires, and `arm` sees the end of file itself.
+"""
+
+import os
+import select
+import signal
+from typing import Final
+
+from taskback.pools._os import fcntl
+
+_F_SETSIG: Final = 10  # Linux; the fcntl module does not name it
+AVAILABLE: Final = hasattr(fcntl, "F_SETOWN") and hasattr(os, "O_ASYNC") and hasattr(os, "memfd_create")
+
+
+def arm(fd: int) -> bool:
+    """Bind this process and its group to the other end of a pipe; the caller leads its group.
+
+    Returns:
+        bool: False if the other end is closed already.
+    """
+    if AVAILABLE:
+        fcntl.fcntl(fd, fcntl.F_SETOWN, -os.getpgrp())
+        fcntl.fcntl(fd, _F_SETSIG, signal.SIGKILL)
+        fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_ASYNC)
+    poll = select.poll()
+    poll.register(fd, 0)  # the end of file alone, which is always told
+    return not poll.poll(0)

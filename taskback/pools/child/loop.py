@@ -1,0 +1,243 @@
+"""A worker: it reads a call, makes it, sends the reply, and reads the next one.
+
+Threads: all on the main thread, where signals are handled; handlers may have threads of their own, which report.
+Holds: a reply is sent before the next call is read, so that finished results survive whatever comes then. The signal
+that stops a call raises between that call's marks and nowhere else; elsewhere it leaves a word that is looked at
+before the handler is called. A process with another number than the worker's never comes back into the loop.
+
+Race: the signal and the call's beginning. Whoever stops a call writes its id on the status page and then sends the
+signal. The worker makes the call known to its signal handler, and then reads the page. So either the handler finds the
+call, or the worker finds the word.
+"""
+
+import atexit
+import faulthandler
+import logging
+import os
+import pickle
+import random
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Final, NamedTuple, Protocol
+
+from taskback import _codec
+from taskback._call import SignalMarks
+from taskback._task import ANNOUNCE_EVERY_NS, Progress
+from taskback.pools import _os
+from taskback.pools.child import boot, calls, lifeline, packets, streams
+from taskback.pools.child.functions import FunctionCall, Functions, packed_error, packed_reply
+from taskback.pools.child.packets import NoRoomError, Packet
+from taskback.pools.child.status_page import StatusPage
+
+NO_ROOM_LIMIT: Final = 2.0  # seconds that a reply waits for descriptors
+BROKEN: Final = 70  # the exit status of a worker that lost its connection
+
+
+class Descriptors(NamedTuple):
+    """What a worker is given."""
+
+    calls: int
+    replies: int
+    lifeline: int
+    page: int
+    stack: int
+
+
+class Interruptible(Protocol):
+    """A call, as the signal's handler sees it."""
+
+    def interrupt(self, firmly: bool) -> None:
+        """Stop it; raises between its marks."""
+
+
+class Worker:
+    """See the top of the file.
+
+    Args:
+        fds (Descriptors): Its own from now on.
+        by_streams (bool): Whether it is spoken to by streams, not by packets.
+    """
+
+    def __init__(self, fds: Descriptors, by_streams: bool) -> None:
+        make: Callable[[int], Any] = streams.worker_end if by_streams else packets.worker_end
+        self._pid = os.getpid()
+        self._fds = fds
+        self._ours = {fd: _identity(fd) for fd in (fds.calls, fds.replies, fds.lifeline, fds.stack)}
+        self._calls = make(fds.calls)
+        self._replies = make(fds.replies)
+        self._page = StatusPage(fds.page)
+        self._functions = Functions()
+        self._running: tuple[int, Interruptible] | None = None
+        self._announced_ns = 0
+
+    def live(self) -> None:
+        """Be a worker; does not return."""
+        try:
+            if self._prepare() and self._greet():
+                self._serve()
+                self._end()
+        except (OSError, EOFError, ValueError):  # its connection is gone: closed by a handler, or with the parent
+            os._exit(BROKEN)
+        os._exit(0)
+
+    # --- before the first call ---
+
+    def _prepare(self) -> bool:
+        """Be a process of its own; False if the parent is gone."""
+        _os.leave_the_terminal()
+        _os.adopt_orphans()
+        _os.be_first_to_go()
+        atexit._clear()  # what the guardian has registered is the guardian's
+        os.register_at_fork(after_in_child=self._forked)
+        random.seed()
+        numpy_random = sys.modules.get("numpy.random")
+        if numpy_random is not None:
+            numpy_random.seed()
+        if _os.STACK_SIGNAL is not None and hasattr(faulthandler, "register"):
+            faulthandler.register(_os.STACK_SIGNAL, file=self._fds.stack, all_threads=True, chain=False)
+        if _os.CANCEL_SIGNAL is not None:
+            signal.signal(_os.CANCEL_SIGNAL, self._on_signal)
+        os.close(self._fds.page)
+        return lifeline.arm(self._fds.lifeline)
+
+    def _greet(self) -> bool:
+        """Do what is to be done before the first call; False if that failed."""
+        packet = self._calls.receive(wait=True)
+        try:
+            initializer, arguments, _ = self._functions.unpack(packet.data)
+            if initializer is not None:
+                initializer(*arguments)
+        except BaseException as error:
+            logging.getLogger("concurrent.futures").critical("Exception in initializer:", exc_info=True)  # as stock
+            self._replies.send(packets.UNFIT, 0, packed_error(error), wait=True)
+            return False
+        _leave_if_forked(self._pid)
+        self._replies.send(packets.READY, 0, wait=True)
+        return True
+
+    # --- calls ---
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                packet: Packet = self._calls.receive(wait=True)
+            except EOFError:  # the parent is gone, and the lifeline has not seen to it
+                return
+            if packet.kind == packets.CALL or packet.kind == packets.TASK:
+                self._perform(packet)
+            elif packet.kind == packets.FUNCTION:
+                self._functions.keep(packet.id, packet.data)
+            elif packet.kind == packets.BYE:
+                return
+
+    def _perform(self, packet: Packet) -> None:
+        self._page.begin(packet.id, time.monotonic_ns())
+        if packet.problem:
+            kind, data = packets.ERROR, packed_error(OSError(packet.problem))
+        elif packet.kind == packets.CALL:
+            kind, data = self._call(packet)
+        else:
+            kind, data = packets.DONE, self._task(packet)
+        self._page.leave()
+        self._running = None
+        _leave_if_forked(self._pid)
+        self._reply(kind, packet.id, data)
+        self._page.end()
+
+    def _call(self, packet: Packet) -> tuple[int, bytes]:
+        try:
+            call = FunctionCall(*self._functions.unpack(packet.data))
+        except BaseException as error:
+            return packed_reply(packets.ERROR, error)
+        if self._page_asks(packet.id, call):
+            call.interrupt(firmly=True)  # raised when it begins
+        self._page.enter(time.monotonic_ns())
+        kind, value = call.run()
+        del call
+        return packed_reply(kind, value)
+
+    def _task(self, packet: Packet) -> bytes:
+        self._announced_ns = 0
+        return calls.perform(
+            packet.data,
+            lambda request, call: self._begin(packet.id, call),
+            lambda number, progress: self._announce(packet.id, progress),
+            SignalMarks(),
+        )
+
+    def _begin(self, number: int, call: Interruptible) -> bool:
+        asked = self._page_asks(number, call)
+        self._page.enter(time.monotonic_ns())
+        return not asked
+
+    def _page_asks(self, number: int, call: Interruptible) -> bool:
+        self._running = (number, call)  # first: see the race on the top
+        return self._page.stop_wanted(number)
+
+    def _reply(self, kind: int, number: int, data: bytes) -> None:
+        deadline = time.monotonic() + NO_ROOM_LIMIT
+        while True:
+            try:
+                self._replies.send(kind, number, data, wait=True)
+                return
+            except NoRoomError as error:
+                if time.monotonic() > deadline:
+                    why = OSError(error.errno, f"the result of {len(data)} bytes cannot be sent: {error.strerror}")
+                    kind, data = packets.ERROR, packed_error(why)
+                time.sleep(0.01)
+
+    def _announce(self, number: int, progress: Progress) -> None:
+        """Put progress on the page, and now and then say that there is news."""
+        if os.getpid() != self._pid:  # a fork that the handler made has no say
+            return
+        self._page.report(pickle.dumps(calls.pack_progress(progress), _codec.PROTOCOL))
+        now = time.monotonic_ns()
+        if now - self._announced_ns >= ANNOUNCE_EVERY_NS:
+            self._announced_ns = now
+            with suppress(OSError):  # full, or closed: the page tells it all the same
+                self._replies.send(packets.PROGRESS, number)
+
+    # --- signals and forks ---
+
+    def _on_signal(self, *_: Any) -> None:
+        running = self._running
+        if running is None or os.getpid() != self._pid:
+            return
+        number, call = running
+        if self._page.stop_wanted(number):
+            call.interrupt(self._page.firmly(number))
+
+    def _forked(self) -> None:
+        """In a fork that a handler made: hold nothing by which the parent knows this worker."""
+        for fd, identity in self._ours.items():
+            if _identity(fd) == identity:  # not what a handler has opened in its place
+                os.close(fd)
+
+    # --- the end ---
+
+    def _end(self) -> None:
+        """Leave as a program leaves: threads, exit hooks, buffers. The parent limits how long that may take."""
+        with suppress(BaseException):
+            threading._shutdown()  # type: ignore[attr-defined]  # as multiprocessing's workers do
+        with suppress(BaseException):
+            atexit._run_exitfuncs()
+        boot.flush()
+
+
+def _identity(fd: int) -> tuple[int, int] | None:
+    try:
+        status = os.fstat(fd)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _leave_if_forked(pid: int) -> None:
+    """A handler that forked returns in both processes; the child must not answer too, nor read calls."""
+    if os.getpid() != pid:
+        boot.flush()
+        os._exit(0)

@@ -1,0 +1,239 @@
+"""What parent and worker say to each other: packets, whole or not at all.
+
+A packet has a kind, the id of the call that it is about, and bytes. It travels as one message of a SOCK_SEQPACKET
+socket, so there is no half of one, and nothing that a stopped or dying peer can leave unfinished. Above INLINE bytes,
+those travel in sealed memory beside it (see payloads).
+
+Holds: no message is empty, so an empty read is the end. Sending never waits in the parent. Each end is used as it is
+documented here and takes no lock: a message is atomic, several threads may send.
+
+Two pairs a worker. On the calls pair the parent keeps *both* ends: what the worker has not read it can read back, and
+the kernel decides which of the two gets a message. The worker reads on meanwhile, so what comes back may have holes
+and may be all; therefore calls are known by their ids, never by their order. The replies pair is one way, and the
+worker alone holds its far end.
+"""
+
+import errno
+import os
+import socket
+import struct
+from typing import Any, Final, NamedTuple
+
+from taskback.pools.child import payloads
+
+INLINE: Final = 65_536  # bytes; what is larger goes beside the packet
+_HEADER: Final = struct.Struct("<BQ")
+_BESIDE: Final = 0x80  # a flag on the kind: the bytes are in memory beside it
+_ROOM: Final = _HEADER.size + INLINE
+_FDS: Final = socket.CMSG_SPACE(struct.calcsize("i")) if hasattr(socket, "CMSG_SPACE") else 0
+_NO_ROOM: Final = frozenset(
+    (
+        errno.EAGAIN,
+        errno.ENOBUFS,
+        errno.ENOMEM,
+        errno.EMFILE,
+        errno.ENFILE,
+        getattr(errno, "ETOOMANYREFS", errno.EAGAIN),
+    )
+)
+
+# To the worker
+HELLO: Final = 1  # what it is to do before its first call
+CALL: Final = 2  # call a function
+TASK: Final = 3  # call a backend's handler with a task
+FUNCTION: Final = 4  # a function to be kept; the id is its number
+BYE: Final = 5  # end, once this is read
+# From the worker
+READY: Final = 16  # HELLO is done
+UNFIT: Final = 17  # HELLO failed; bytes: the packed error
+RESULT: Final = 18  # bytes: the pickled result
+ERROR: Final = 19  # bytes: the packed error
+DONE: Final = 20  # of a TASK; bytes: the packed reply
+PROGRESS: Final = 21  # the status page has news of the call's progress
+
+KINDS: Final = frozenset((HELLO, CALL, TASK, FUNCTION, BYE, READY, UNFIT, RESULT, ERROR, DONE, PROGRESS))
+
+
+class Packet(NamedTuple):
+    """One message.
+
+    Attributes:
+        kind (int): One of the constants above.
+        id (int): The call's, or a function's number; 0 for what is about neither.
+        data (bytes | mmap): Its bytes.
+        problem (str): Why `data` could not be had; empty if it could.
+    """
+
+    kind: int
+    id: int
+    data: Any = b""
+    problem: str = ""
+
+
+class NoRoomError(OSError):
+    """A packet could not be sent now: the socket is full, or descriptors have run out. Nothing of it was sent."""
+
+
+class Socket:
+    """One end of a pair."""
+
+    unsent = False  # a packet is sent whole or not at all
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._buffer = bytearray(_ROOM)
+        self._view = memoryview(self._buffer)
+
+    def fileno(self) -> int:
+        """The descriptor, to be waited on; -1 once it is closed."""
+        return self._socket.fileno()
+
+    def send(self, kind: int, id: int, data: "bytes | memoryview" = b"", wait: bool = False) -> None:
+        """Send a packet.
+
+        Raises:
+            NoRoomError: There is no room for it now. With `wait` only for want of descriptors.
+            OSError: The other end is closed.
+        """
+        try:
+            if len(data) > INLINE:
+                self._send_beside(kind, id, data, wait)
+            else:
+                self._socket.sendmsg((_HEADER.pack(kind, id), data), (), 0 if wait else socket.MSG_DONTWAIT)
+        except OSError as error:
+            if error.errno in _NO_ROOM:
+                raise NoRoomError(error.errno, error.strerror) from error
+            raise
+
+    def _send_beside(self, kind: int, id: int, data: "bytes | memoryview", wait: bool) -> None:
+        fd = payloads.write(data)
+        try:
+            beside = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", fd))]
+            header = _HEADER.pack(kind | _BESIDE, id)
+            self._socket.sendmsg((header,), beside, 0 if wait else socket.MSG_DONTWAIT)
+        finally:
+            os.close(fd)
+
+    def receive(self, wait: bool = False) -> Packet | None:
+        """The next packet; None if there is none now.
+
+        Raises:
+            EOFError: The other end is closed, and all it said has been given.
+            ValueError: This is no packet of ours.
+        """
+        try:
+            size, beside, flags, _ = self._socket.recvmsg_into(
+                (self._buffer,), _FDS, 0 if wait else socket.MSG_DONTWAIT
+            )
+        except BlockingIOError:
+            return None
+        except ConnectionResetError:
+            # Told once, where the other end died with words of ours unread. Its own last words come after that.
+            return self.receive(wait)
+        if not size:
+            raise EOFError
+        return self._packet(size, _descriptors(beside), flags)
+
+    def _packet(self, size: int, fds: list[int], flags: int) -> Packet:
+        try:
+            if size < _HEADER.size or flags & socket.MSG_TRUNC:
+                raise ValueError(f"a message of {size} bytes is no packet")
+            kind, id = _HEADER.unpack_from(self._buffer)
+            if kind & ~_BESIDE not in KINDS:
+                raise ValueError(f"a packet of the unknown kind {kind}")
+            if not kind & _BESIDE:
+                return Packet(kind, id, bytes(self._view[_HEADER.size : size]))
+            return _with_payload(kind & ~_BESIDE, id, fds)
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def close(self) -> None:
+        """Let go of it."""
+        self._socket.close()
+
+
+def _with_payload(kind: int, id: int, fds: list[int]) -> Packet:
+    if not fds:  # the kernel drops it where no descriptor is free, and says nothing
+        return Packet(kind, id, problem="its payload did not arrive: this process has no file descriptor left")
+    try:
+        return Packet(kind, id, payloads.read(fds[0]))
+    except OSError as error:
+        return Packet(kind, id, problem=f"its payload cannot be read: {error}")
+
+
+def _descriptors(beside: list[tuple[int, int, bytes]]) -> list[int]:
+    size = struct.calcsize("i")
+    return [
+        struct.unpack_from("i", data, at)[0]
+        for level, kind, data in beside
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS)
+        for at in range(0, len(data) - len(data) % size, size)
+    ]
+
+
+class Calls(Socket):
+    """The parent's side of the calls pair.
+
+    Attributes:
+        far (Socket): The other end, which the worker has too.
+    """
+
+    def __init__(self) -> None:
+        near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        super().__init__(near)
+        self._far = Socket(far)
+
+    def far_fileno(self) -> int:
+        """The descriptor that the worker is to get."""
+        return self._far.fileno()
+
+    def given(self) -> None:
+        """The worker has its end; ours is kept, to take back by."""
+
+    def take_back(self) -> list[Packet]:
+        """What the worker has not read, and will not read now."""
+        taken: list[Packet] = []
+        while True:
+            try:
+                packet = self._far.receive()
+            except EOFError:
+                return taken
+            if packet is None:
+                return taken
+            taken.append(packet)
+
+    def flush(self) -> None:
+        """Nothing is ever left to be sent."""
+
+    def close(self) -> None:
+        """Let go of both ends."""
+        super().close()
+        self._far.close()
+
+
+class Replies(Socket):
+    """The parent's side of the replies pair."""
+
+    def __init__(self) -> None:
+        near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        super().__init__(near)
+        self._far = far
+
+    def far_fileno(self) -> int:
+        """The descriptor that the worker is to get."""
+        return self._far.fileno()
+
+    def given(self) -> None:
+        """The worker has its end; ours is closed, so that its death is the end of file."""
+        self._far.close()
+
+    def close(self) -> None:
+        """Let go of it."""
+        super().close()
+        self._far.close()
+
+
+def worker_end(fd: int) -> Socket:
+    """The end that a worker got."""
+    return Socket(socket.socket(fileno=fd))

@@ -1,0 +1,146 @@
+"""One page of memory that a worker shares with its parent and its guardian: what it is doing, told without a message.
+
+The worker writes which call it runs, since when, whether user code has begun, how many replies it has sent, and the
+latest progress. The parent and the guardian write which call is to stop. Reading is possible of a stopped or dead
+worker too.
+
+Holds: each word is written by one side alone, eight bytes at a time, which arrive whole. The worker writes PHASE last
+when a call begins and first when it ends, and a reader looks at the id before and after: so a phase never belongs to
+another call than the id beside it. Progress is between two counts of its writer (odd: being written), so that a reader
+knows a torn one. The memory is sealed against shrinking: a handler that truncates every file it finds cannot end its
+parent.
+"""
+
+import mmap
+import os
+from dataclasses import dataclass
+from typing import Final
+
+from taskback.pools import _os
+from taskback.pools._os import fcntl
+
+SIZE: Final = 16_384
+_PROGRESS_AT: Final = 512
+PROGRESS_ROOM: Final = SIZE - _PROGRESS_AT
+
+_CALL, _SINCE, _PHASE, _REPLIES, _COUNT, _LENGTH, _STOP, _STOP_FIRMLY = range(8)  # words
+
+IDLE: Final = 0
+READING: Final = 1  # its arguments are being unpickled
+IN_USER_CODE: Final = 2
+REPLYING: Final = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What a worker was doing at one moment.
+
+    Attributes:
+        call (int): The id of its call, 0 if it had none yet.
+        phase (int): One of the constants above.
+        since_ns (int): When it began with that, on the monotonic clock.
+        replies (int): How many it had sent.
+    """
+
+    call: int
+    phase: int
+    since_ns: int
+    replies: int
+
+
+def create() -> int:
+    """A new page, as a descriptor."""
+    fd = _os.unnamed_file("taskback-status")
+    os.ftruncate(fd, SIZE)
+    if _os.HAS_PACKETS:
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+    return fd
+
+
+class StatusPage:
+    """A page that is mapped.
+
+    Args:
+        fd (int): Of `create`; it may be closed after this.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._map = mmap.mmap(fd, SIZE)
+        self._bytes = memoryview(self._map)
+        self._words = self._bytes[:_PROGRESS_AT].cast("Q")
+
+    # --- the worker ---
+
+    def begin(self, call: int, now_ns: int) -> None:
+        """A call has been read."""
+        words = self._words
+        words[_PHASE] = IDLE
+        words[_CALL] = call
+        words[_SINCE] = now_ns
+        words[_LENGTH] = 0
+        words[_PHASE] = READING
+
+    def enter(self, now_ns: int) -> None:
+        """User code is about to run."""
+        self._words[_SINCE] = now_ns
+        self._words[_PHASE] = IN_USER_CODE
+
+    def leave(self) -> None:
+        """User code has ended; the reply is being sent."""
+        self._words[_PHASE] = REPLYING
+
+    def end(self) -> None:
+        """The reply is sent."""
+        self._words[_PHASE] = IDLE
+        self._words[_REPLIES] += 1
+
+    def report(self, progress: bytes) -> None:
+        """Put the latest progress down."""
+        words, length = self._words, len(progress)
+        if length > PROGRESS_ROOM:
+            raise ValueError(f"a progress of {length} bytes; there is room for {PROGRESS_ROOM}")
+        words[_COUNT] |= 1
+        self._bytes[_PROGRESS_AT : _PROGRESS_AT + length] = progress
+        words[_LENGTH] = length
+        words[_COUNT] += 1
+
+    def stop_wanted(self, call: int) -> bool:
+        """Whether this call is to stop."""
+        return self._words[_STOP] == call
+
+    def firmly(self, call: int) -> bool:
+        """Whether it is to stop by force, having had its time to stop."""
+        return self._words[_STOP_FIRMLY] == call
+
+    # --- the parent and the guardian ---
+
+    def ask_to_stop(self, call: int, firmly: bool) -> None:
+        """Name the call that is to stop; a signal then has the worker look."""
+        if firmly:
+            self._words[_STOP_FIRMLY] = call
+        self._words[_STOP] = call
+
+    def snapshot(self) -> Snapshot:
+        """What the worker is doing."""
+        words = self._words
+        for _ in range(100):
+            call, phase, since, replies = words[_CALL], words[_PHASE], words[_SINCE], words[_REPLIES]
+            if words[_CALL] == call and words[_PHASE] == phase and words[_SINCE] == since:
+                break
+        return Snapshot(call, phase, since, replies)
+
+    def progress(self) -> bytes | None:
+        """The latest progress; None if there is none, or it is being written over and over."""
+        words = self._words
+        for _ in range(100):
+            count, length = words[_COUNT], min(words[_LENGTH], PROGRESS_ROOM)
+            data = bytes(self._bytes[_PROGRESS_AT : _PROGRESS_AT + length])
+            if not count & 1 and words[_COUNT] == count:
+                return data or None
+        return None
+
+    def close(self) -> None:
+        """Let go of it."""
+        self._words.release()
+        self._bytes.release()
+        self._map.close()

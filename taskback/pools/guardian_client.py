@@ -1,0 +1,217 @@
+"""The parent's side of the guardian: it is started when the first worker is, and replaced when it has died.
+
+Threads: any. Locks: _lock is held while a guardian is started (some milliseconds) and while one is closed; below it
+comes the lock that holds forks back, and nothing else. Asking takes no lock, for a packet is atomic, and never waits.
+
+Holds: no request is lost for want of a guardian without its asker being told: start_worker() starts another one, the
+rest gives False. A worker belongs to the guardian that started it (its `Guard`), dead or not.
+
+Race: the guardian dies while it is asked to start a worker. Either the send fails, and the request goes to the next
+one; or the far end of the worker's fate, which was in the message, closes with it, and the asker reads that end.
+"""
+
+import itertools
+import logging
+import multiprocessing.spawn
+import os
+import pickle
+import signal
+import socket
+import struct
+import subprocess
+import threading
+import time
+import weakref
+from typing import Any, Final
+
+from taskback import _clock, _forks
+from taskback.pools import _os
+from taskback.pools.child import boot
+
+logger = logging.getLogger(__name__)
+
+LAST_WORD: Final = 1.0  # seconds that a guardian gets to end everything below it, and itself
+
+
+class Guard:
+    """One guardian process.
+
+    Attributes:
+        pid (int): Its number.
+    """
+
+    def __init__(self, described: dict[str, Any]) -> None:
+        _guards.add(self)  # a fork may come before it is complete
+        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            executable = os.fsdecode(multiprocessing.spawn.get_executable() or b"")
+            if not executable:
+                raise RuntimeError("there is no Python interpreter in sys.executable that could start workers")
+            arguments = [executable, *described["flags"], "-c", boot.BOOT, str(theirs.fileno())]
+            with _os.signals_held():  # inherited, so that none ends it before it has its handlers
+                self._process = subprocess.Popen(
+                    arguments,
+                    stdin=subprocess.DEVNULL,
+                    pass_fds=(theirs.fileno(),),
+                    env={**dict.fromkeys(boot.THREAD_CAPS, "1"), **os.environ},
+                    start_new_session=True,
+                )
+            self._control.sendmsg((boot.packed(described),), (), socket.MSG_DONTWAIT)
+        except BaseException:
+            self._control.close()
+            raise
+        finally:
+            theirs.close()
+        self.pid = self._process.pid
+        self.gone = False
+
+    def ask(self, what: str, *facts: Any, fds: "tuple[int, ...]" = ()) -> bool:
+        """Ask for something; False if nobody is there to hear it."""
+        beside = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack(f"{len(fds)}i", *fds))] if fds else []
+        try:
+            self._control.sendmsg((pickle.dumps((what, *facts)),), beside, socket.MSG_DONTWAIT)
+        except (BrokenPipeError, ConnectionResetError, BlockingIOError):  # dead, or stopped and full
+            return False
+        except OSError as error:
+            if fds and self._control.fileno() >= 0:  # there is no room for descriptors
+                raise
+            logger.debug("the guardian pid=%d was not asked to %s: %s", self.pid, what, error)
+            return False
+        return True
+
+    def close(self, deadline: float) -> None:
+        """Have it end everything below it, and itself; by force at the deadline."""
+        self.gone = True
+        self._control.close()  # the end of file that it waits for
+        try:
+            self._process.wait(max(0.0, deadline - _clock.monotonic()))
+        except subprocess.TimeoutExpired:
+            logger.warning("killing the guardian pid=%d, which does not end", self.pid)
+            self._process.kill()
+            self._process.wait()
+
+    def alive(self) -> bool:
+        """Whether it has not ended; reaps it if it has."""
+        return self._process.poll() is None
+
+    def kill(self) -> None:
+        """End it now, and wait for it."""
+        self._process.send_signal(signal.SIGKILL)
+        self._process.wait()
+
+    def disown(self) -> None:
+        """In a fork of the parent: hold nothing of it."""
+        control, process = getattr(self, "_control", None), getattr(self, "_process", None)
+        if control is not None:
+            control.close()
+        if process is not None:
+            process.returncode = 0  # or it would be waited for, which is not for a fork to do
+
+
+_guards: "weakref.WeakSet[Guard]" = weakref.WeakSet()
+
+
+class GuardianClient:
+    """The guardian of a pool, whichever process that is now.
+
+    Args:
+        modules (tuple[str, ...]): It imports them, so that workers need not.
+        streams (bool): Whether workers are spoken to by streams, not by packets.
+    """
+
+    def __init__(self, modules: "tuple[str, ...]" = (), streams: bool = False) -> None:
+        self.streams = streams
+        self._modules = modules
+        self._lock = threading.Lock()
+        self._guard: Guard | None = None
+        self._numbers = itertools.count(1)
+        self._warned = False
+
+    @property
+    def pid(self) -> int | None:
+        """The process, if there is one."""
+        guard = self._guard
+        return None if guard is None else guard.pid
+
+    def start_worker(self, fds: "tuple[int, ...]") -> "tuple[Guard, int]":
+        """Have a worker started with these descriptors; its guard, and its number there.
+
+        Raises:
+            OSError: No guardian can be started.
+        """
+        number = next(self._numbers)
+        for _ in range(3):
+            guard = self._living()
+            if guard.ask("start", number, fds=fds):
+                return guard, number
+            self._replace(guard)
+        raise OSError("no guardian stays alive that could start a worker")
+
+    def _living(self) -> Guard:
+        with self._lock:
+            if self._guard is None or not self._guard.alive():
+                if self._guard is not None:
+                    logger.warning("the guardian pid=%d has died and is replaced", self._guard.pid)
+                    self._guard.close(_clock.monotonic())
+                with _forks.held_back():
+                    self._guard = Guard(self._description())
+            return self._guard
+
+    def _description(self) -> dict[str, Any]:
+        flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # as multiprocessing does
+        return {**boot.description(self._modules, self.streams), "flags": ["-P", *flags]}
+
+    def _replace(self, guard: Guard) -> None:
+        """One that takes no requests is no guardian; what is below it dies with it."""
+        with self._lock:
+            if self._guard is guard:
+                self._guard = None
+                guard.kill()
+                guard.close(_clock.monotonic())
+
+    def kill_all_at(self, at: float) -> bool:
+        """Have every worker that is left killed at a point on the monotonic clock, whatever this process does then."""
+        guard = self._guard
+        return guard is not None and guard.ask("kill_all", int(at * 1e9))
+
+    def warn_of_threads(self, names: "list[str]") -> None:
+        """Say once that workers are not forked, and why."""
+        if names and not self._warned:
+            self._warned = True
+            logger.warning(
+                "an import has started a thread (%s), which a forked worker would lack: workers are started as fresh "
+                "interpreters, which takes longer",
+                ", ".join(names),
+            )
+
+    def close(self, deadline: float | None = None) -> None:
+        """End the guardian, and with it all that is left below it."""
+        with self._lock:
+            guard, self._guard = self._guard, None
+            if guard is not None:
+                guard.close(_clock.monotonic() + LAST_WORD if deadline is None else deadline)
+
+
+def disown_all() -> None:
+    """In a fork of the parent: no guardian must take the fork for its parent."""
+    for guard in list(_guards):
+        guard.disown()
+
+
+def stack_requested(pid: int, stack: int) -> str:
+    """The stacks of a worker's threads, written from C, whatever holds its interpreter lock; waited for 50 ms."""
+    os.ftruncate(stack, 0)
+    os.lseek(stack, 0, os.SEEK_SET)
+    _os.send_number(pid, _os.STACK_SIGNAL)
+    deadline, size = _clock.monotonic() + 0.05, 0
+    while _clock.monotonic() < deadline:
+        time.sleep(0.002)  # nothing tells when it has been written
+        before, size = size, os.fstat(stack).st_size
+        if size and size == before:
+            break
+    return read_stack(stack)
+
+
+def read_stack(stack: int) -> str:
+    """What was written last."""
+    return os.pread(stack, 1 << 20, 0).decode("utf-8", "replace")

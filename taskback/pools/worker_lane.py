@@ -1,0 +1,233 @@
+"""A lane: one thread that owns one worker process after another, and has it do what its source gives.
+
+Linear code: start a worker, take a call, wait for the reply, hand it on, take the next; when the worker ends, settle
+what it had, and start anew. A lane that is stuck (in a callback, in unpickling) blocks only itself.
+
+Threads: send(), interrupt(), kill(), stack(), wake() on any; all else on the lane's own.
+Holds: no exception ends a lane: it fails the calls it holds, has its worker killed, and starts anew. Every item that
+was sent comes to the source once: finished, failed, lost, or put back.
+
+Race: a submitter gives a call to a lane that is idle, while the lane retires its worker. `WorkerProcess` decides, under
+its lock: the call is out before, and the lane serves it first; or send() gives False, and the call goes back.
+"""
+
+import logging
+import threading
+import traceback
+from typing import Any, Final
+
+from taskback import _clock
+from taskback._errors import WorkerDiedError
+from taskback.pools import _os
+from taskback.pools.child import packets
+from taskback.pools.child.packets import Packet
+from taskback.pools.guardian_client import GuardianClient
+from taskback.pools.source import Source
+from taskback.pools.worker_process import END_LIMIT, Ending, InitializerError, WorkerProcess, WorkerStartError
+
+logger = logging.getLogger(__name__)
+
+REPLIES: Final = frozenset((packets.RESULT, packets.ERROR, packets.DONE))
+
+
+class WorkerLane:
+    """See the top of the file.
+
+    Args:
+        source (Source): Where calls come from.
+        guardian (GuardianClient): Starts the workers.
+        name (str): The thread's, and for log lines.
+        max_calls (int | None): After so many a worker is replaced.
+    """
+
+    def __init__(self, source: Source, guardian: GuardianClient, name: str, max_calls: int | None = None) -> None:
+        self.name = name
+        self._source = source
+        self._guardian = guardian
+        self._max_calls = max_calls
+        self._bell = _os.Bell()
+        self._worker: WorkerProcess | None = None
+        self._answered = 0  # calls, by the worker that there is
+        self._failures = 0  # starts that failed, in a row
+        self.thread = threading.Thread(target=self._live, name=name, daemon=True)
+
+    def start(self) -> None:
+        """Begin; a RuntimeError where no thread can be started any more."""
+        self.thread.start()
+
+    @property
+    def pid(self) -> int | None:
+        """The worker, if there is one that takes calls."""
+        worker = self._worker
+        return worker.pid if worker is not None and worker.ready and not worker.over else None
+
+    @property
+    def hopeful(self) -> bool:
+        """Whether it has a worker, or one on its way that has not failed yet."""
+        return self.pid is not None or self._failures == 0
+
+    # --- on any thread ---
+
+    def send(self, item: Any) -> bool:
+        """Have the worker do it, which has nothing to do; False if it takes nothing just now."""
+        worker = self._worker
+        if worker is None:
+            return False
+        message = self._source.message(item)
+        if message.seconds is not None:
+            worker.limit(message.call, message.seconds, message.grace)
+        return worker.send(message.kind, message.call, message.data, item, message.function)
+
+    def interrupt(self, call: int, firmly: bool) -> None:
+        """Tell a call to stop, without waiting; nothing happens if it is over."""
+        worker = self._worker
+        if worker is not None and call in worker.out:
+            worker.interrupt(call, firmly)
+
+    def interrupt_all(self) -> None:
+        """Tell whatever it has to stop."""
+        worker = self._worker
+        for call in list(worker.out) if worker is not None else ():
+            self.interrupt(call, firmly=True)
+
+    def kill(self, why: str, call: int | None = None) -> None:
+        """End the worker now, if it has that call (None: whatever it has)."""
+        worker = self._worker
+        if worker is not None and (call is None or call in worker.out):
+            worker.kill(why)
+
+    def stack(self) -> str:
+        """The stacks of the worker's threads; empty if there is none, or it does not tell."""
+        worker = self._worker
+        return "" if worker is None else worker.stack()
+
+    def wake(self) -> None:
+        """Have it look whether its source is over. Takes no lock."""
+        self._bell.ring()
+
+    # --- on its own ---
+
+    def _live(self) -> None:
+        try:
+            while not self._source.is_over() and self._one_worker():
+                pass
+        finally:
+            self._source.lane_ended(self)
+
+    def _one_worker(self) -> bool:
+        """A worker's life, from its start to its end; False if there is to be no other."""
+        worker: WorkerProcess | None = None
+        failure: BaseException | None = None
+        not_started: BaseException | None = None
+        try:
+            worker = self._worker = WorkerProcess(self._guardian, self._source.hello(), self._bell)
+            if worker.await_ready(self._source.is_over):
+                self._serve(worker)
+        except BaseException as error:
+            if worker is None or not worker.ready:
+                not_started = error
+            else:
+                failure = error
+                # As text: whoever kept the traceback would keep the worker, and what is open with it.
+                logger.error("%s failed, and starts anew\n%s", self.name, traceback.format_exc())
+        ending = None if worker is None else self._bury(worker, failure)
+        return not_started is None or self._try_again(not_started, ending)
+
+    def _serve(self, worker: WorkerProcess) -> None:
+        """Have the worker do what there is, until it ends or is to."""
+        self._answered = self._failures = 0
+        self._source.worker_started(self, worker.pid)
+        self._take()
+        while not worker.over and not self._leaves(worker):
+            worker.wait()
+            for item, error in worker.push():
+                self._source.failed(self, item, error)
+                self._take()
+            packet = worker.receive()
+            if packet is not None:
+                self._hear(worker, packet)
+
+    def _take(self) -> None:
+        item = self._source.take(self)
+        if item is not None and not self.send(item):
+            self._source.put_back([item])
+
+    def _used_up(self) -> bool:
+        return self._max_calls is not None and self._answered >= self._max_calls
+
+    def _leaves(self, worker: WorkerProcess) -> bool:
+        """Whether the worker is to end now, having nothing to do."""
+        if worker.guarded and not self._used_up() and not self._source.is_over():
+            return False
+        self._source.withdraw(self)
+        return worker.retire()
+
+    def _hear(self, worker: WorkerProcess, packet: Packet) -> None:
+        if packet.kind == packets.PROGRESS:
+            item = worker.out.get(packet.id)
+            if item is not None:
+                self._source.progressed(self, item, worker.progress())
+            return
+        if self._settle(worker, packet) and worker.guarded and not self._used_up():
+            self._take()
+
+    def _settle(self, worker: WorkerProcess, packet: Packet) -> bool:
+        """Hand a reply on; False if it is none of ours."""
+        item = worker.answered(packet.id) if packet.kind in REPLIES else None
+        if item is None:
+            logger.warning("worker pid=%d sent what nobody waits for: kind=%d id=%d", worker.pid, *packet[:2])
+            return False
+        self._answered += 1
+        self._source.finished(self, item, packet)
+        return True
+
+    def _bury(self, worker: WorkerProcess, failure: BaseException | None) -> Ending:
+        """End the worker, and settle what it had."""
+        self._source.withdraw(self)
+        if failure is None and worker.ready and not worker.over and worker.retire():
+            worker.say_goodbye()
+        elif not worker.over:
+            worker.kill("it was killed, for it was not needed any more" if failure is None else "its lane failed")
+        worker.await_end(END_LIMIT)
+        while (packet := worker.receive()) is not None:
+            if packet.kind in REPLIES:
+                self._settle(worker, packet)
+        back = worker.take_back()
+        ending = worker.ending()
+        self._worker = None
+        worker.close()
+        if worker.ready:
+            self._source.worker_ended(self, ending)
+        self._source.put_back(back)
+        for call, item in worker.out.items():
+            if failure is None:
+                self._source.lost(self, item, ending, call in worker.limited)
+            else:
+                self._source.failed(self, item, failure)
+        return ending
+
+    def _try_again(self, error: BaseException, ending: Ending | None) -> bool:
+        """A worker could not be started: whether to try once more, after a while."""
+        self._failures += 1
+        if not isinstance(error, (InitializerError, WorkerStartError, OSError)):
+            logger.error("%s cannot start a worker", self.name, exc_info=error)
+        if not self._source.cannot_start(self, as_told(error, ending), self._failures):
+            return False
+        self._sleep(min(0.05 * 2 ** min(self._failures, 7), 5.0))
+        return True
+
+    def _sleep(self, seconds: float) -> None:
+        deadline = _clock.monotonic() + seconds
+        while not self._source.is_over() and _clock.monotonic() < deadline:
+            _os.wait_readable(self._bell.fileno(), deadline - _clock.monotonic())
+            self._bell.silence()
+
+
+def as_told(error: BaseException, ending: Ending | None) -> BaseException:
+    """Why a worker could not be started, as the calls are told that wait for it."""
+    if isinstance(error, InitializerError):
+        return error
+    pid, exitcode = (None, None) if ending is None else (ending.pid, ending.exitcode)
+    told = WorkerDiedError(pid, exitcode, why=f"a worker could not be started: {error}")
+    told.__cause__ = error if isinstance(error, OSError) else None
+    return told

@@ -1,0 +1,461 @@
+"""A worker process, as its parent knows it: what is said to it, what it says, and how it ended.
+
+Threads: send(), interrupt(), kill(), stack() on any; all else on the one thread that owns the worker, its lane's.
+Locks: _lock is a leaf. It is held while a call is sent, so that a call is out if and only if it was handed over, and
+for what closes the worker.
+
+Holds: a call is out from the moment it is sent until its reply is received, it is taken back, or the worker is buried;
+it is one of these exactly once. Nothing is sent to a retired worker.
+
+How it ends is told on its *fate*, a socket whose far end its guardian holds: that it was started (with a pidfd), that
+a time limit struck, that it died and how. If that closes without a word, the guardian has died; then the pidfd tells of
+the worker's end, and nobody of how it was.
+
+Race: the worker's death and its last replies. It sent them before it died, so they lie in the socket: they are read to
+the end first, then what it has not read is taken back, and what is missing then is what it was at (at most one, for
+it sends each reply before it reads the next call).
+"""
+
+import logging
+import os
+import pickle
+import select
+import signal
+import socket
+import struct
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable
+from contextlib import ExitStack, closing, suppress
+from dataclasses import dataclass
+from typing import Any, Final
+
+from taskback import _clock, _codec, _forks
+from taskback._errors import WorkerDiedError
+from taskback.pools import _os, trees
+from taskback.pools.child import packets, status_page, streams
+from taskback.pools.child.packets import NoRoomError, Packet
+from taskback.pools.child.status_page import Snapshot, StatusPage
+from taskback.pools.guardian_client import GuardianClient, read_stack, stack_requested
+
+logger = logging.getLogger(__name__)
+
+START_LIMIT: Final = 60.0  # seconds that a guardian may import
+MOST_FUNCTIONS: Final = 64  # kept by a worker
+NO_ROOM_LIMIT: Final = 2.0  # seconds that a call waits for room in its worker's socket, or for descriptors
+RETRY: Final = 0.01  # seconds between two looks whether there is room
+END_LIMIT: Final = 1.0  # seconds from the end of a worker's connection to the news of its death; then it is killed
+
+
+class WorkerStartError(Exception):
+    """A worker could not be started; the text says why."""
+
+
+class InitializerError(WorkerStartError):
+    """What a worker was to do before its first call has failed there; `__cause__` is the error."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a worker ended.
+
+    Attributes:
+        pid (int): Its number.
+        exitcode (int | None): Its exit status, negative for a signal; None if nobody could tell.
+        peak_rss_bytes (int | None): The most memory it ever had.
+        why (str): What of ours had to do with it; empty if nothing.
+        call (int): The call it was at, 0 for none.
+        ran (float | None): For how many seconds user code had run in that; None if it had not begun.
+        stack (str): Where it was, if that was asked for before it was killed.
+    """
+
+    pid: int | None
+    exitcode: int | None
+    peak_rss_bytes: int | None = None
+    why: str = ""
+    call: int = 0
+    ran: float | None = None
+    stack: str = ""
+
+    def error(self, call: int) -> WorkerDiedError:
+        """What the call gets that it was at."""
+        ran = self.ran if call == self.call else None
+        return WorkerDiedError(self.pid, self.exitcode, ran, self.peak_rss_bytes, self.why)
+
+
+class WorkerProcess:
+    """See the top of the file. Making one has it started; `await_ready` waits until it is.
+
+    Args:
+        guardian (GuardianClient): Starts it.
+        hello (bytes): What it is to do before its first call, packed as a call is.
+        bell (Bell): Ends `wait` when it is rung.
+
+    Attributes:
+        pid (int): Its number; 0 until the guardian has told.
+        out (dict[int, Any]): What it was sent and has not answered, by id.
+        ready (bool): Whether it takes calls.
+        guarded (bool): Whether its guardian lives.
+        limited (set[int]): The calls whose time limit the guardian has found to be up.
+    """
+
+    def __init__(self, guardian: GuardianClient, hello: bytes, bell: _os.Bell) -> None:
+        self.pid = 0
+        self.out: dict[int, Any] = {}
+        self.ready = False
+        self.guarded = True
+        self.limited: set[int] = set()
+        self._guardian = guardian
+        self._lock = threading.Lock()
+        self._known: dict[int, None] = {}  # the functions that it keeps, the oldest first
+        self._waiting: deque[tuple[float, tuple[int, int, bytes, tuple[int, bytes] | None]]] = deque()  # for room
+        self._no_room = NoRoomError()
+        self._retired = False
+        self._closed = False
+        self._why = ""
+        self._ended: tuple[int | None, int | None] | None = None  # exit status and memory, once it is known to have
+        self._silent = False  # its connection has ended
+        self._watch: int | None = None
+        self._bell = bell
+        self._ours = ExitStack()  # closes what is open
+        _workers.add(self)
+        try:
+            with _forks.held_back(), ExitStack() as theirs:
+                self._open(theirs)
+                self._calls.send(packets.HELLO, 0, hello)
+                self._guard, self._number = guardian.start_worker(self._descriptors)
+                self._calls.given()
+                self._replies.given()
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, theirs: ExitStack) -> None:
+        """Make all that lies between the two; `theirs` is open until the worker has it."""
+        transport: Any = streams if self._guardian.streams else packets
+        ours = self._ours
+        self._calls = ours.enter_context(closing(transport.Calls()))
+        self._replies = ours.enter_context(closing(transport.Replies()))
+        self._fate, fate = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.enter_context(self._fate)
+        theirs.enter_context(fate)
+        reading, lifeline = os.pipe()
+        ours.callback(os.close, lifeline)
+        theirs.callback(os.close, reading)
+        page = status_page.create()
+        theirs.callback(os.close, page)
+        self._page = ours.enter_context(closing(StatusPage(page)))
+        self._stack = _os.unnamed_file("taskback-stack")
+        ours.callback(os.close, self._stack)
+        self._descriptors = (
+            *(self._calls.far_fileno(), self._replies.far_fileno(), reading, page, self._stack),
+            fate.fileno(),
+        )
+        self._poll = select.poll()
+        for fd in (self._replies.fileno(), self._fate.fileno(), self._bell.fileno()):
+            self._poll.register(fd, select.POLLIN)
+
+    def __repr__(self) -> str:
+        return f"<WorkerProcess pid={self.pid} out={list(self.out)}>"
+
+    # --- its start ---
+
+    def await_ready(self, called_off: Callable[[], bool]) -> bool:
+        """Wait until it takes calls; False if that was called off meanwhile.
+
+        Raises:
+            WorkerStartError: It will not.
+        """
+        deadline = _clock.monotonic() + START_LIMIT
+        while not self.ready:
+            if called_off():
+                return False
+            if self.over:
+                raise WorkerStartError(self._why or "it died before it was ready")
+            if not self.pid and _clock.monotonic() > deadline:
+                raise WorkerStartError(
+                    f"its guardian has not started it within {START_LIMIT:g} s; is an import hanging?"
+                )
+            self.wait(None if self.pid else deadline - _clock.monotonic())
+            packet = self.receive()
+            if packet is not None:
+                self._greeted(packet)
+        return True
+
+    def _greeted(self, packet: Packet) -> None:
+        if packet.kind == packets.UNFIT:
+            error = InitializerError("the initializer of a worker failed")
+            raise error from _codec.unpack_error(pickle.loads(packet.data))
+        self.ready = packet.kind == packets.READY
+
+    # --- what is said to it ---
+
+    def send(self, kind: int, call: int, data: bytes, item: Any, function: "tuple[int, bytes] | None" = None) -> bool:
+        """Hand a call over, and `item` with it, which is given back with the reply; False if it takes none any more.
+
+        Where there is no room for it now, `push` sends it.
+
+        Args:
+            kind (int): `packets.CALL` or `packets.TASK`.
+            call (int): Its id, unlike any other of this worker's.
+            data (bytes): What the worker is to do.
+            item (Any): Whatever stands for the call here.
+            function (tuple[int, bytes] | None): What the call refers to by number; sent once.
+        """
+        with self._lock:
+            if self._retired:
+                return False
+            self.out[call] = item
+            if self._waiting or not self._sent(kind, call, data, function):
+                self._waiting.append((_clock.monotonic() + NO_ROOM_LIMIT, (kind, call, data, function)))
+        if self._waiting or self._calls.unsent:
+            self._bell.ring()
+        return True
+
+    def _sent(self, kind: int, call: int, data: bytes, function: "tuple[int, bytes] | None") -> bool:
+        try:
+            if function is not None and function[0] not in self._known:
+                self._send_function(*function)
+            self._calls.send(kind, call, data)
+        except NoRoomError as error:
+            self._no_room = error
+            return False
+        return True
+
+    def push(self) -> list[tuple[Any, OSError]]:
+        """Send what there was no room for; what has waited too long is given back, with the reason."""
+        failed: list[tuple[Any, OSError]] = []
+        with self._lock:
+            while self._waiting:
+                deadline, message = self._waiting[0]
+                if not self._sent(*message):
+                    if _clock.monotonic() < deadline:
+                        break
+                    failed.append((self.out.pop(message[1]), self._no_room))
+                self._waiting.popleft()
+        return failed
+
+    def _send_function(self, number: int, data: bytes) -> None:
+        forget = next(iter(self._known)) if len(self._known) >= MOST_FUNCTIONS else 0
+        self._calls.send(packets.FUNCTION, number, pickle.dumps((forget, data)))
+        self._known.pop(forget, None)
+        self._known[number] = None
+
+    def limit(self, call: int, seconds: float, grace: float) -> None:
+        """Have the guardian stop a call that is about to be sent when its time is up, and kill after the grace."""
+        self._guard.ask("limit", self._number, call, int(seconds * 1e9), int(grace * 1e9))
+
+    def interrupt(self, call: int, firmly: bool) -> None:
+        """Have a call stop by itself: an exception in its handler. A call that is not read yet never begins."""
+        with self._lock:
+            if not self._closed:
+                self._page.ask_to_stop(call, firmly)
+                self._signal(_os.CANCEL_SIGNAL)
+
+    def kill(self, why: str) -> None:
+        """End it now, and what it has started.
+
+        The guardian sees to what is below it. `why` is told to the call it is at; the first to say counts.
+        """
+        with self._lock:
+            if self._closed or self._ended is not None:
+                return
+            self._why = self._why or why
+            logger.debug("killing worker pid=%d: %s", self.pid, why)
+            if not self.guarded:
+                _os.kill_group(self.pid)
+            self._signal(_os.SIGKILL)
+            self._guard.ask("kill", self._number)
+
+    def _signal(self, number: int | None) -> None:
+        # By its pidfd, for its number may be a stranger's by now.
+        if number is not None and self._watch is not None:
+            with suppress(OSError):
+                signal.pidfd_send_signal(self._watch, number)
+
+    def stack(self) -> str:
+        """The stacks of its threads, as they are now; empty if it does not write them within 50 ms."""
+        with self._lock:
+            if self._closed or not self.pid:
+                return ""
+            stack = os.dup(self._stack)
+        try:
+            return stack_requested(self.pid, stack)
+        finally:
+            os.close(stack)
+
+    def snapshot(self) -> Snapshot:
+        """What it is doing."""
+        with self._lock:
+            return Snapshot(0, status_page.IDLE, 0, 0) if self._closed else self._page.snapshot()
+
+    def progress(self) -> bytes | None:
+        """The latest progress of its call, packed."""
+        with self._lock:
+            return None if self._closed else self._page.progress()
+
+    def retire(self) -> bool:
+        """Send it nothing any more; False if a call is out."""
+        with self._lock:
+            if not self.out:
+                self._retired = True
+            return self._retired
+
+    def say_goodbye(self) -> None:
+        """Have it end by itself; it is retired."""
+        with self._lock, suppress(OSError):
+            self._calls.send(packets.BYE, 0)
+
+    # --- what it says ---
+
+    @property
+    def over(self) -> bool:
+        """Whether it has ended, or can be spoken to no more."""
+        return self._silent or self._ended is not None
+
+    def wait(self, seconds: float | None = None) -> None:
+        """Sleep until there is something to receive, its fate has changed, or the bell rings."""
+        if self._calls.unsent:
+            self._poll.register(self._calls.fileno(), select.POLLOUT)
+        if self._waiting:
+            seconds = RETRY if seconds is None else min(RETRY, seconds)
+        for fd, _ in self._poll.poll(None if seconds is None else max(0.0, seconds * 1000)):
+            if fd == self._bell.fileno():
+                self._bell.silence()
+            elif fd == self._watch:
+                self._ended = self._ended or (None, None)
+            elif fd == self._fate.fileno():
+                self._hear_fate()
+            elif fd == self._calls.fileno():
+                self._flush()
+
+    def _flush(self) -> None:
+        self._poll.unregister(self._calls.fileno())
+        with self._lock, suppress(OSError):  # it has died, and its fate tells
+            self._calls.flush()
+
+    def _hear_fate(self) -> None:
+        while self.guarded:
+            try:
+                message, beside, _, _ = self._fate.recvmsg(65536, socket.CMSG_SPACE(4), socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return
+            except OSError:
+                message, beside = b"", []
+            if not message:
+                self._lost_its_guardian()
+                return
+            what, *facts = pickle.loads(message)
+            getattr(self, f"_was_{what}")(*facts, *(struct.unpack("i", data)[0] for _, _, data in beside))
+
+    def _lost_its_guardian(self) -> None:
+        self.guarded = False
+        self._poll.unregister(self._fate.fileno())
+        if self._watch is None and self._ended is None:
+            self._why = self._why or "its guardian died before it was started"
+            self._ended = (None, None)
+        elif self._watch is not None:
+            self._poll.register(self._watch, select.POLLIN)
+
+    def _was_started(self, pid: int, threads: list[str], watch: int | None = None) -> None:
+        self.pid, self._watch = pid, watch
+        self._guardian.warn_of_threads(threads)
+        if watch is not None:
+            self._ours.callback(os.close, watch)
+
+    def _was_failed(self, why: str) -> None:
+        self._why = why
+        self._ended = (None, None)
+
+    def _was_limit(self, call: int) -> None:
+        self.limited.add(call)
+
+    def _was_killed(self, call: int) -> None:
+        self._why = self._why or "it was killed, for its call did not stop within the grace after its time limit"
+
+    def _was_died(self, exitcode: int, peak_rss_bytes: int) -> None:
+        self._ended = (exitcode, peak_rss_bytes)
+
+    def receive(self) -> Packet | None:
+        """What it says next, None if nothing now."""
+        if self._silent:
+            return None
+        try:
+            found: Packet | None = self._replies.receive()
+            return found
+        except (EOFError, OSError):
+            self._be_silent()
+        except ValueError as error:
+            logger.error("worker pid=%d talks nonsense and is killed: %s", self.pid, error)
+            self._be_silent()
+            self.kill("it was killed, for something wrote what is no packet on its connection")
+        return None
+
+    def _be_silent(self) -> None:
+        self._silent = True
+        with suppress(KeyError):
+            self._poll.unregister(self._replies.fileno())
+
+    def answered(self, call: int) -> Any:
+        """A call has its reply: what stands for it here; None if it is not out."""
+        with self._lock:
+            return self.out.pop(call, None)
+
+    def take_back(self) -> list[Any]:
+        """The calls that it has not read, which it will never see now."""
+        with self._lock:
+            taken = [self.out.pop(message[1]) for _, message in self._waiting]
+            self._waiting.clear()
+            for packet in self._calls.take_back():
+                if packet.kind == packets.FUNCTION:
+                    self._known.pop(packet.id, None)
+                elif packet.id in self.out:
+                    taken.append(self.out.pop(packet.id))
+            return taken
+
+    # --- its end ---
+
+    def await_end(self, seconds: float = END_LIMIT) -> None:
+        """Wait until it has ended; it is killed if that takes longer."""
+        with self._lock:
+            self._retired = True
+        if not self._silent:
+            self._poll.unregister(self._replies.fileno())  # read later; it may be at its end, and would wake us
+        for patience in (seconds, END_LIMIT):
+            deadline = _clock.monotonic() + patience
+            while self._ended is None and _clock.monotonic() < deadline:
+                self.wait(deadline - _clock.monotonic())
+            if self._ended is None:
+                self.kill("it was killed, for it had closed its connection, or did not end when told to")
+
+    def ending(self) -> Ending:
+        """How it ended, for whoever lost a call by that."""
+        exitcode, rss = self._ended or (None, None)
+        seen = self._page.snapshot()
+        ran = (_clock.monotonic_ns() - seen.since_ns) / 1e9 if seen.phase == status_page.IN_USER_CODE else None
+        return Ending(self.pid or None, exitcode, rss, self._why, seen.call, ran, read_stack(self._stack))
+
+    def close(self) -> None:
+        """Let go of all that is open; the worker has ended, or has this as its sign to end."""
+        with self._lock:
+            self._retired = self._closed = True
+            self._ours.close()
+        if self.pid and not self.guarded:
+            trees.kill_rest(self.pid)  # no guardian does
+
+    def disown(self) -> None:
+        """In a fork of the parent: hold nothing of it."""
+        self._retired = self._closed = True
+        self._lock = threading.Lock()
+        self._ours.close()
+
+
+_workers: "weakref.WeakSet[WorkerProcess]" = weakref.WeakSet()
+
+
+def disown_all() -> None:
+    """In a fork of the parent: hold nothing by which workers know that their parent lives."""
+    for worker in list(_workers):
+        with suppress(OSError):
+            worker.disown()
