@@ -23,7 +23,7 @@ from taskback.pools.child import packets
 from taskback.pools.child.packets import Packet
 from taskback.pools.guardian_client import GuardianClient
 from taskback.pools.source import Source
-from taskback.pools.worker_process import END_LIMIT, Ending, InitializerError, WorkerProcess, WorkerStartError
+from taskback.pools.worker_process import Ending, InitializerError, WorkerProcess, WorkerStartError
 
 logger = logging.getLogger(__name__)
 
@@ -188,7 +188,7 @@ class WorkerLane:
             worker.say_goodbye()
         elif not worker.over:
             worker.kill("it was killed, for it was not needed any more" if failure is None else "its lane failed")
-        worker.await_end(END_LIMIT)
+        worker.await_end()
         while (packet := worker.receive()) is not None:
             if packet.kind in REPLIES:
                 self._settle(worker, packet)

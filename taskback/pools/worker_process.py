@@ -45,7 +45,8 @@ START_LIMIT: Final = 60.0  # seconds that a guardian may import
 MOST_FUNCTIONS: Final = 64  # kept by a worker
 NO_ROOM_LIMIT: Final = 2.0  # seconds that a call waits for room in its worker's socket, or for descriptors
 RETRY: Final = 0.01  # seconds between two looks whether there is room
-END_LIMIT: Final = 1.0  # seconds from the end of a worker's connection to the news of its death; then it is killed
+END_LIMIT: Final = 1.0  # seconds from a goodbye, or from a kill, to the worker's end
+SILENCE: Final = 0.1  # seconds from the end of a worker's connection to the news of its death; then it is killed
 
 
 class WorkerStartError(Exception):
@@ -416,13 +417,13 @@ class WorkerProcess:
 
     # --- its end ---
 
-    def await_end(self, seconds: float = END_LIMIT) -> None:
+    def await_end(self) -> None:
         """Wait until it has ended; it is killed if that takes longer."""
         with self._lock:
             self._retired = True
         if not self._silent:
             self._poll.unregister(self._replies.fileno())  # read later; it may be at its end, and would wake us
-        for patience in (seconds, END_LIMIT):
+        for patience in (SILENCE if self._silent else END_LIMIT, END_LIMIT):
             deadline = _clock.monotonic() + patience
             while self._ended is None and _clock.monotonic() < deadline:
                 self.wait(deadline - _clock.monotonic())

@@ -79,6 +79,7 @@ def begin(sock: socket.socket, described: dict[str, Any]) -> None:
     else:
         from taskback.pools.child import loop
 
+        imported(described["modules"])
         run = loop.Worker(loop.Descriptors(*described["fds"]), described["streams"]).live
         sock.close()
     try:

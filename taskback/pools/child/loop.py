@@ -47,6 +47,9 @@ class Descriptors(NamedTuple):
     stack: int
 
 
+this: "Worker | None" = None  # what this process is, once it is one
+
+
 class Interruptible(Protocol):
     """A call, as the signal's handler sees it."""
 
@@ -76,6 +79,8 @@ class Worker:
 
     def live(self) -> None:
         """Be a worker; does not return."""
+        global this
+        this = self
         try:
             if self._prepare() and self._greet():
                 self._serve()

@@ -1,0 +1,71 @@
+"""The kernel kills a worker and its group when the other end of its lifeline closes."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import select
+import signal
+import subprocess
+import time
+
+import pytest
+
+from taskback.pools.child import lifeline
+from tests.faults import await_gone
+
+
+def start(*, busy: str, parent_lives: bool = True) -> tuple[int, int, int]:
+    """A child that arms a lifeline, tells its own child's number, and does something; the pids and our end."""
+    reading, writing = os.pipe()
+    told, tell = os.pipe()
+    if not parent_lives:
+        os.close(writing)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            if parent_lives:
+                os.close(writing)
+            os.setsid()
+            armed = lifeline.arm(reading)
+            child = subprocess.Popen(["sleep", "600"]).pid if armed else 0
+            os.write(tell, f"{child}\n".encode())
+            if busy == "gil":
+                ctypes.PyDLL(None).sleep(600)
+            while armed:
+                time.sleep(600)
+        finally:
+            os._exit(3)
+    os.close(reading)
+    os.close(tell)
+    with open(told) as file:
+        child = int(file.readline())
+    return pid, child, writing
+
+
+@pytest.mark.parametrize("busy", ["sleep", "gil", "stopped"])
+def test_worker_and_group_die_with_the_other_end(busy):
+    """Whatever the worker does: hold the interpreter lock, or nothing at all."""
+    pid, child, writing = start(busy=busy)
+    watch = os.pidfd_open(pid)
+    if busy == "stopped":
+        os.kill(pid, signal.SIGSTOP)
+    assert not select.select([watch], [], [], 0)[0]
+
+    os.close(writing)
+
+    assert select.select([watch], [], [], 5)[0], "the worker lives"
+    os.close(watch)
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL
+    await_gone(child)
+
+
+def test_a_line_that_is_cut_already_is_seen_when_it_is_armed():
+    """Nothing fires any more; the worker is told instead, and ends."""
+    pid, child, _ = start(busy="sleep", parent_lives=False)
+
+    _, status = os.waitpid(pid, 0)
+
+    assert child == 0
+    assert os.waitstatus_to_exitcode(status) == 3
