@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import importlib
 import logging
 import os
 import pickle
@@ -612,7 +613,7 @@ def test_nothing_can_start_a_pool_while_a_worker_imports(make, tmp_path, monkeyp
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("STARTER", "parent")
-    import starter
+    starter = importlib.import_module("starter")
 
     def clear() -> None:
         del os.environ["STARTER"]

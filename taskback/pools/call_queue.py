@@ -275,7 +275,7 @@ class CallQueue:
             return False
         if tries < TRIES or any(other.hopeful for other in self._lanes if other is not lane):
             return True
-        logger.error("%s cannot start a worker: %s", lane.name, error)
+        logger.error("%s cannot start a worker: %s", lane.name, str(error))
         self._fail_all(error, error.__cause__)
         return False
 

@@ -16,7 +16,7 @@ import threading
 import traceback
 from typing import Any, Final
 
-from taskback import _clock
+from taskback import _clock, _codec
 from taskback._errors import WorkerDiedError
 from taskback.pools import _os
 from taskback.pools.child import packets
@@ -178,7 +178,11 @@ class WorkerLane:
             logger.warning("worker pid=%d sent what nobody waits for: kind=%d id=%d", worker.pid, *packet[:2])
             return False
         self._answered += 1
-        self._source.finished(self, item, packet)
+        try:
+            self._source.finished(self, item, packet)
+        except BaseException as error:
+            self._source.failed(self, item, error)
+            raise
         return True
 
     def _bury(self, worker: WorkerProcess, failure: BaseException | None) -> Ending:
@@ -210,7 +214,7 @@ class WorkerLane:
         """A worker could not be started: whether to try once more, after a while."""
         self._failures += 1
         if not isinstance(error, (InitializerError, WorkerStartError, OSError)):
-            logger.error("%s cannot start a worker", self.name, exc_info=error)
+            logger.error("%s cannot start a worker: %s", self.name, _codec.traceback_text(error))
         if not self._source.cannot_start(self, as_told(error, ending), self._failures):
             return False
         self._sleep(min(0.05 * 2 ** min(self._failures, 7), 5.0))

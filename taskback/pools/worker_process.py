@@ -13,7 +13,7 @@ the worker's end, and nobody of how it was.
 
 Race: the worker's death and its last replies. It sent them before it died, so they lie in the socket: they are read to
 the end first, then what it has not read is taken back, and what is missing then is what it was at (at most one, for
-it sends each reply before it reads the next call).
+it sends each reply before it reads the next call), or had in hand without having begun, which its page tells.
 """
 
 import logging
@@ -388,7 +388,7 @@ class WorkerProcess:
         except (EOFError, OSError):
             self._be_silent()
         except ValueError as error:
-            logger.error("worker pid=%d talks nonsense and is killed: %s", self.pid, error)
+            logger.error("worker pid=%d talks nonsense and is killed: %s", self.pid, str(error))
             self._be_silent()
             self.kill("it was killed, for something wrote what is no packet on its connection")
         return None
@@ -404,7 +404,10 @@ class WorkerProcess:
             return self.out.pop(call, None)
 
     def take_back(self) -> list[Any]:
-        """The calls that it has not read, which it will never see now."""
+        """The calls that it has not begun, and never will now that it is dead.
+
+        It may have read one, or the kernel for it, and died before its first step, which is to write that down.
+        """
         with self._lock:
             taken = [self.out.pop(message[1]) for _, message in self._waiting]
             self._waiting.clear()
@@ -413,7 +416,8 @@ class WorkerProcess:
                     self._known.pop(packet.id, None)
                 elif packet.id in self.out:
                     taken.append(self.out.pop(packet.id))
-            return taken
+            begun = self._page.snapshot().call
+            return taken + [self.out.pop(call) for call in list(self.out) if call != begun]
 
     # --- its end ---
 
