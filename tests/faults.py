@@ -6,6 +6,7 @@ Workers import this file, so it stays light.
 from __future__ import annotations
 
 import ctypes
+import itertools
 import os
 import select
 import signal
@@ -181,6 +182,12 @@ def _gil(task: dict[str, Any]) -> None:
     ctypes.PyDLL(None).sleep(600)
 
 
+def _deaf(task: dict[str, Any]) -> None:
+    """C code that keeps the GIL, and that no signal ends."""
+    tell(task["tell"], os.getpid())
+    sum(itertools.repeat(0, 2**62))
+
+
 def _children(task: dict[str, Any]) -> Any:
     """Start processes, two deep, tell their numbers, and do what comes `then`."""
     grandchild = (
@@ -311,6 +318,7 @@ ACTIONS: Final[dict[str, Callable[[dict[str, Any]], Any]]] = {
     "children": _children,
     "close_all": _close_all,
     "close_all_and_stay": _close_all_and_stay,
+    "deaf": _deaf,
     "die_while_answering": _die_while_answering,
     "echo": _echo,
     "exit": _exit,
