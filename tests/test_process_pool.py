@@ -640,3 +640,70 @@ def test_a_worker_is_a_process_of_the_guardian(make):
     worker = pool.submit(pid).result(LIMIT)
 
     assert psutil.Process(worker).ppid() == pool._guardian.pid
+
+
+def test_quick_calls_are_sent_ahead_and_slow_ones_taken_back(make, channel, tmp_path):
+    """What a worker has not read when its call takes long is done by another; nothing is lost or done twice."""
+    pool = make(2)
+    lines = str(tmp_path / "lines")
+    total, slow = 3000, {500, 501}
+
+    def run(n: int) -> int:
+        if n in slow:
+            faults.tell(channel.path, os.getpid())
+            time.sleep(0.5)
+        faults.tell(lines, n)
+        return n
+
+    futures = [pool.submit(run, n) for n in range(total)]
+    assert [future.result(LIMIT) for future in futures] == list(range(total))
+
+    assert sorted(map(int, Path(lines).read_text().split())) == list(range(total))
+
+
+def test_a_call_behind_a_slow_one_does_not_wait_for_it(make, tmp_path):
+    """Of two workers one is held; all that it had been sent ahead is done by the other meanwhile."""
+    pool = make(2)
+    gate = str(tmp_path / "gate")
+    os.mkfifo(gate)
+    wait([pool.submit(pow, 2, 3) for _ in range(500)], LIMIT)  # by now they are sent ahead
+
+    def held() -> str:
+        with open(gate, "rb", buffering=0) as file:
+            file.read(1)
+        return "held"
+
+    futures = [pool.submit(pow, 2, 3) for _ in range(100)]
+    slow = pool.submit(held)
+    futures += [pool.submit(pow, 2, 3) for _ in range(300)]
+
+    assert not wait(futures, LIMIT).not_done
+    assert not slow.done()
+    with open(gate, "wb", buffering=0) as file:
+        file.write(b"x")
+    assert slow.result(LIMIT) == "held"
+
+
+def test_workers_that_are_stopped_for_a_while_lose_nothing(make):
+    """All that they were sent may come back, or some of it; each call has its own result."""
+    pool = make(2)
+    pids = {pool.submit(pid).result(LIMIT) for _ in range(50)}
+    futures = []
+    for round_ in range(20):
+        futures += [(n, pool.submit(echo, n)) for n in range(1000 * round_, 1000 * round_ + 200)]
+        for each in pids:
+            os.kill(each, signal.SIGSTOP)
+        threading.Event().wait(0.005)
+        for each in pids:
+            os.kill(each, signal.SIGCONT)
+
+    assert [n for n, future in futures if future.result(LIMIT) != n] == []
+
+
+def test_a_limited_worker_makes_no_more_calls_than_it_may(make):
+    """Sent ahead or not."""
+    pool = make(1, max_tasks_per_child=7)
+
+    pids = [future.result(LIMIT) for future in [pool.submit(pid) for _ in range(70)]]
+
+    assert max(pids.count(each) for each in set(pids)) <= 7

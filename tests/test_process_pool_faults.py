@@ -265,6 +265,7 @@ def test_the_guardian_may_die(make, channel, tmp_path):
     first = pool._guardian.pid
 
     os.kill(first, signal.SIGKILL)
+    await_gone(first)
     behind = does(pool, "pid")
     with open(gate, "wb", buffering=0) as file:
         file.write(b"x")

@@ -74,6 +74,8 @@ class CallQueue:
         max_calls (int | None): After so many a worker is replaced.
     """
 
+    sends_ahead = True
+
     def __init__(
         self,
         name: str,
@@ -209,14 +211,31 @@ class CallQueue:
         return self._hello
 
     def take(self, lane: WorkerLane) -> _Call | None:
+        asked = False
         while True:
             with self._lock:
-                if not self._queue:
+                if lane in self._idle:
+                    self._idle.remove(lane)
+                call = self._queue.popleft() if self._queue else None
+                fullest = None if asked or call is not None else self._fullest(lane)
+                if call is None and fullest is None:
                     self._idle.append(lane)
                     return None
-                call = self._queue.popleft()
-            if call.begins():
+            if fullest is not None:
+                asked = True  # once: what it has may all be answered, and not heard yet
+                fullest.give_back()
+            elif call is not None and call.begins():
                 return call
+
+    def _fullest(self, lane: WorkerLane) -> WorkerLane | None:
+        """The lane that has most that another one could do."""
+        found = max(self._lanes, key=_ahead, default=lane)
+        return found if found is not lane and found.ahead > 1 else None
+
+    def take_ahead(self, most: int) -> "list[_Call]":
+        with self._lock:
+            taken = [self._queue.popleft() for _ in range(min(most, len(self._queue)))]
+        return [call for call in taken if call.begins()]
 
     def withdraw(self, lane: WorkerLane) -> None:
         with self._lock:
@@ -301,6 +320,10 @@ class CallQueue:
             self._guardian.close()
         elif stranded:  # it came while the lane was ending
             self._add_lane(self._queue[0])
+
+
+def _ahead(lane: WorkerLane) -> int:
+    return lane.ahead
 
 
 def _number(call: _Call) -> int:

@@ -8,8 +8,7 @@ another.
 What stands for a call, an item, is the source's own affair; it says how it is sent (`Message`).
 """
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from taskback.pools.child.packets import Packet
 from taskback.pools.worker_process import Ending
@@ -18,8 +17,7 @@ if TYPE_CHECKING:
     from taskback.pools.worker_lane import WorkerLane
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(NamedTuple):
     """A call, as it is sent.
 
     Attributes:
@@ -42,12 +40,20 @@ class Message:
 class Source(Protocol):
     """All is called by a lane's own thread, under no lock; `take`, `put_back` and `message` by any."""
 
+    sends_ahead: (
+        bool  # whether a worker may have more than one call; a call with a time limit must then not be among them
+    )
+
     def hello(self) -> bytes:
         """What each worker does before its first call, packed as a call is: (initializer, arguments, {})."""
         ...
 
     def take(self, lane: "WorkerLane") -> Any | None:
         """The next item for a lane whose worker is free; None makes the lane idle."""
+        ...
+
+    def take_ahead(self, most: int) -> "list[Any]":
+        """More items for a lane that has one; of those that anybody may do next."""
         ...
 
     def withdraw(self, lane: "WorkerLane") -> None:

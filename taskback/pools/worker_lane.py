@@ -3,7 +3,11 @@
 Linear code: start a worker, take a call, wait for the reply, hand it on, take the next; when the worker ends, settle
 what it had, and start anew. A lane that is stuck (in a callback, in unpickling) blocks only itself.
 
-Threads: send(), interrupt(), kill(), stack(), wake() on any; all else on the lane's own.
+Where the source allows it, calls are sent ahead: a window of a millisecond of work, by a running estimate of what one
+takes here, so that a quick worker need not wait for its lane. When the call that runs takes longer than that, or
+another lane has nothing to do, what the worker has not read is taken back, and the window is 1 again.
+
+Threads: send(), give_back(), interrupt(), kill(), stack(), wake() on any; all else on the lane's own.
 Holds: no exception ends a lane: it fails the calls it holds, has its worker killed, and starts anew. Every item that
 was sent comes to the source once: finished, failed, lost, or put back.
 
@@ -27,6 +31,9 @@ from taskback.pools.worker_process import Ending, InitializerError, WorkerProces
 
 logger = logging.getLogger(__name__)
 
+MOST_AHEAD: Final = 64  # calls that a worker may have
+AHEAD: Final = 0.001  # seconds of work that it may have
+PATIENCE: Final = 0.002  # seconds without a reply, until what it has not read is taken back
 REPLIES: Final = frozenset((packets.RESULT, packets.ERROR, packets.DONE))
 
 
@@ -48,6 +55,10 @@ class WorkerLane:
         self._bell = _os.Bell()
         self._worker: WorkerProcess | None = None
         self._answered = 0  # calls, by the worker that there is
+        self._window = 1  # calls that may be out
+        self._most_ahead = 1 if guardian.streams or not source.sends_ahead else MOST_AHEAD
+        self._estimate = 0.0  # seconds that a call takes
+        self._heard = 0.0  # when the last reply came
         self._failures = 0  # starts that failed, in a row
         self.thread = threading.Thread(target=self._live, name=name, daemon=True)
 
@@ -60,6 +71,12 @@ class WorkerLane:
         """The worker, if there is one that takes calls."""
         worker = self._worker
         return worker.pid if worker is not None and worker.ready and not worker.over else None
+
+    @property
+    def ahead(self) -> int:
+        """How many calls its worker has."""
+        worker = self._worker
+        return 0 if worker is None else len(worker.out)
 
     @property
     def hopeful(self) -> bool:
@@ -130,30 +147,68 @@ class WorkerLane:
                 failure = error
                 # As text: whoever kept the traceback would keep the worker, and what is open with it.
                 logger.error("%s failed, and starts anew\n%s", self.name, traceback.format_exc())
-        ending = None if worker is None else self._bury(worker, failure)
+        ending = None
+        if worker is not None:
+            try:
+                ending = self._bury(worker, failure)
+            except BaseException as error:
+                logger.error("%s failed while it buried its worker\n%s", self.name, traceback.format_exc())
+                self._bury_somehow(worker, error)
         return not_started is None or self._try_again(not_started, ending)
 
     def _serve(self, worker: WorkerProcess) -> None:
         """Have the worker do what there is, until it ends or is to."""
         self._answered = self._failures = 0
         self._source.worker_started(self, worker.pid)
-        self._take()
+        self._window = 1
+        self._estimate = 0.0
+        self._fill(worker)
         while not worker.over and not self._leaves(worker):
-            worker.wait()
+            worker.wait(self._patience(worker))
             for item, error in worker.push():
                 self._source.failed(self, item, error)
-                self._take()
-            packet = worker.receive()
-            if packet is not None:
-                self._hear(worker, packet)
+            replies = self._hear_all(worker)
+            if worker.over:
+                return
+            if not replies and len(worker.out) > 1 and _clock.monotonic() - self._heard > PATIENCE:
+                self.give_back()
+            self._fill(worker, more=replies > 0)
 
-    def _take(self) -> None:
-        item = self._source.take(self)
-        if item is not None and not self.send(item):
+    def _patience(self, worker: WorkerProcess) -> float | None:
+        return PATIENCE if len(worker.out) > 1 else None
+
+    def _fill(self, worker: WorkerProcess, more: bool = False) -> None:
+        """See to it that the worker has something to do, or is known to have nothing; `more`: send ahead."""
+        if not worker.guarded or self._used_up():
+            return
+        if not worker.out:
+            item = self._source.take(self)
+            if item is None:
+                return
+            self._hand_over(item)
+        if more and len(worker.out) <= self._window // 2:
+            for item in self._source.take_ahead(self._room(worker)):
+                self._hand_over(item)
+
+    def _hand_over(self, item: Any) -> None:
+        if not self.send(item):
             self._source.put_back([item])
+
+    def _room(self, worker: WorkerProcess) -> int:
+        """How many calls may be sent now."""
+        room = self._window - len(worker.out)
+        return room if self._max_calls is None else min(room, self._max_calls - self._answered - len(worker.out))
 
     def _used_up(self) -> bool:
         return self._max_calls is not None and self._answered >= self._max_calls
+
+    def give_back(self) -> None:
+        """Take back what was sent ahead and is not read. On any thread."""
+        worker = self._worker
+        if worker is not None and len(worker.out) > 1:
+            self._window = 1
+            self._source.put_back(worker.take_back())
+            self._bell.ring()  # it may be all that there was to do
 
     def _leaves(self, worker: WorkerProcess) -> bool:
         """Whether the worker is to end now, having nothing to do."""
@@ -162,14 +217,30 @@ class WorkerLane:
         self._source.withdraw(self)
         return worker.retire()
 
-    def _hear(self, worker: WorkerProcess, packet: Packet) -> None:
-        if packet.kind == packets.PROGRESS:
-            item = worker.out.get(packet.id)
-            if item is not None:
-                self._source.progressed(self, item, worker.progress())
-            return
-        if self._settle(worker, packet) and worker.guarded and not self._used_up():
-            self._take()
+    def _hear_all(self, worker: WorkerProcess) -> int:
+        """Hear what the worker has said, and how many replies; their calls share the time that they took."""
+        replies = 0
+        began = max(self._heard, worker.busy_since)
+        for _ in range(MOST_AHEAD):
+            packet = worker.receive()
+            if packet is None:
+                break
+            if packet.kind == packets.PROGRESS:
+                self._progressed(worker, packet)
+            elif self._settle(worker, packet):
+                replies += 1
+            if not worker.out:
+                break
+        if replies:
+            self._heard = _clock.monotonic()
+            self._estimate = 0.5 * self._estimate + 0.5 * (self._heard - began) / replies
+            self._window = max(1, min(self._most_ahead, 2 * self._window, int(AHEAD / self._estimate)))
+        return replies
+
+    def _progressed(self, worker: WorkerProcess, packet: Packet) -> None:
+        item = worker.out.get(packet.id)
+        if item is not None:
+            self._source.progressed(self, item, worker.progress())
 
     def _settle(self, worker: WorkerProcess, packet: Packet) -> bool:
         """Hand a reply on; False if it is none of ours."""
@@ -196,19 +267,29 @@ class WorkerLane:
         while (packet := worker.receive()) is not None:
             if packet.kind in REPLIES:
                 self._settle(worker, packet)
-        back = worker.take_back()
+        back = worker.take_back() + worker.not_begun()
         ending = worker.ending()
         self._worker = None
         worker.close()
         if worker.ready:
             self._source.worker_ended(self, ending)
         self._source.put_back(back)
-        for call, item in worker.out.items():
+        while worker.out:
+            call, item = worker.out.popitem()
             if failure is None:
                 self._source.lost(self, item, ending, call in worker.limited)
             else:
                 self._source.failed(self, item, failure)
         return ending
+
+    def _bury_somehow(self, worker: WorkerProcess, error: BaseException) -> None:
+        """What is left to do where an error of ours has cut it short."""
+        self._worker = None
+        worker.kill("its lane failed")
+        worker.close()
+        for item in worker.out.values():
+            self._source.failed(self, item, error)
+        worker.out.clear()
 
     def _try_again(self, error: BaseException, ending: Ending | None) -> bool:
         """A worker could not be started: whether to try once more, after a while."""

@@ -109,7 +109,9 @@ class WorkerProcess:
         self.limited: set[int] = set()
         self._guardian = guardian
         self._lock = threading.Lock()
+        self.busy_since = 0.0  # when it was last sent something, having had nothing
         self._known: dict[int, None] = {}  # the functions that it keeps, the oldest first
+        self._bring: dict[int, int] = {}  # calls that bring it a function, and that function's number
         self._waiting: deque[tuple[float, tuple[int, int, bytes, tuple[int, bytes] | None]]] = deque()  # for room
         self._no_room = NoRoomError()
         self._retired = False
@@ -153,6 +155,7 @@ class WorkerProcess:
             *(self._calls.far_fileno(), self._replies.far_fileno(), reading, page, self._stack),
             fate.fileno(),
         )
+        self._replies_fd = self._replies.fileno()
         self._poll = select.poll()
         for fd in (self._replies.fileno(), self._fate.fileno(), self._bell.fileno()):
             self._poll.register(fd, select.POLLIN)
@@ -207,6 +210,8 @@ class WorkerProcess:
         with self._lock:
             if self._retired:
                 return False
+            if not self.out:
+                self.busy_since = _clock.monotonic()
             self.out[call] = item
             if self._waiting or not self._sent(kind, call, data, function):
                 self._waiting.append((_clock.monotonic() + NO_ROOM_LIMIT, (kind, call, data, function)))
@@ -216,9 +221,10 @@ class WorkerProcess:
 
     def _sent(self, kind: int, call: int, data: bytes, function: "tuple[int, bytes] | None") -> bool:
         try:
-            if function is not None and function[0] not in self._known:
-                self._send_function(*function)
-            self._calls.send(kind, call, data)
+            if function is None or function[0] in self._known:
+                self._calls.send(kind, call, data)
+            else:
+                self._send_with_function(call, data, *function)
         except NoRoomError as error:
             self._no_room = error
             return False
@@ -237,11 +243,12 @@ class WorkerProcess:
                 self._waiting.popleft()
         return failed
 
-    def _send_function(self, number: int, data: bytes) -> None:
+    def _send_with_function(self, call: int, data: bytes, number: int, function: bytes) -> None:
+        # Until this call is answered, others bring the function too: this one may be taken back, and they not.
         forget = next(iter(self._known)) if len(self._known) >= MOST_FUNCTIONS else 0
-        self._calls.send(packets.FUNCTION, number, pickle.dumps((forget, data)))
+        self._calls.send(packets.CALL_WITH_FUNCTION, call, pickle.dumps((number, function, forget, data)))
         self._known.pop(forget, None)
-        self._known[number] = None
+        self._bring[call] = number
 
     def limit(self, call: int, seconds: float, grace: float) -> None:
         """Have the guardian stop a call that is about to be sent when its time is up, and kill after the grace."""
@@ -322,6 +329,8 @@ class WorkerProcess:
         if self._waiting:
             seconds = RETRY if seconds is None else min(RETRY, seconds)
         for fd, _ in self._poll.poll(None if seconds is None else max(0.0, seconds * 1000)):
+            if fd == self._replies_fd:  # what follows it is `receive`
+                continue
             if fd == self._bell.fileno():
                 self._bell.silence()
             elif fd == self._watch:
@@ -401,23 +410,35 @@ class WorkerProcess:
     def answered(self, call: int) -> Any:
         """A call has its reply: what stands for it here; None if it is not out."""
         with self._lock:
+            number = self._bring.pop(call, None) if self._bring else None
+            if number is not None:
+                self._known[number] = None
             return self.out.pop(call, None)
 
     def take_back(self) -> list[Any]:
-        """The calls that it has not begun, and never will now that it is dead.
+        """The calls that it has not read, and will not see now. On any thread.
 
-        It may have read one, or the kernel for it, and died before its first step, which is to write that down.
+        While they are taken the worker reads on, so any of them may be missing, and all may be there.
         """
         with self._lock:
+            if self._closed:
+                return []
             taken = [self.out.pop(message[1]) for _, message in self._waiting]
             self._waiting.clear()
             for packet in self._calls.take_back():
-                if packet.kind == packets.FUNCTION:
-                    self._known.pop(packet.id, None)
-                elif packet.id in self.out:
+                self._bring.pop(packet.id, None)
+                if packet.id in self.out:
                     taken.append(self.out.pop(packet.id))
+            return taken
+
+    def not_begun(self) -> list[Any]:
+        """Of a dead worker: the calls that it had read, or the kernel for it, and not begun.
+
+        Its first step with a call is to write down that it begins.
+        """
+        with self._lock:
             begun = self._page.snapshot().call
-            return taken + [self.out.pop(call) for call in list(self.out) if call != begun]
+            return [self.out.pop(call) for call in list(self.out) if call != begun]
 
     # --- its end ---
 

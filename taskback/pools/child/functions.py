@@ -19,27 +19,26 @@ class Functions:
     """Those that this worker keeps."""
 
     def __init__(self) -> None:
-        self._kept: dict[int, Callable[..., Any] | BaseException] = {}
+        self._kept: dict[int, Callable[..., Any]] = {}
 
-    def keep(self, number: int, data: Any) -> None:
-        """Keep one, in the place of another that is not needed any more (0: of none)."""
-        try:
-            forget, function = pickle.loads(data)
-            self._kept.pop(forget, None)
+    def unpack_with_function(self, data: Any) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
+        """The same as `unpack`, of a call that brings its function, to be kept in the place of another (0: of none)."""
+        number, function, forget, call = pickle.loads(data)
+        self._kept.pop(forget, None)
+        if number not in self._kept:
             with _role.importing("a function"):
                 self._kept[number] = pickle.loads(function)
-        except BaseException as error:  # told by the call that needs it
-            self._kept[number] = error
+        return self.unpack(call)
 
     def unpack(self, data: Any) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
         """Function, arguments and keyword arguments of a call; raises whatever unpickling raises."""
-        with _role.importing("a function"):
+        _role.begin_import("a function")
+        try:
             function, arguments, keywords = pickle.loads(data)
+        finally:
+            _role.end_import()
         if isinstance(function, int):
-            kept = self._kept[function]
-            if isinstance(kept, BaseException):
-                raise kept
-            function = kept
+            function = self._kept[function]
         return function, arguments, keywords
 
 

@@ -132,21 +132,18 @@ class Worker:
                 packet: Packet = self._calls.receive(wait=True)
             except EOFError:  # the parent is gone, and the lifeline has not seen to it
                 return
-            if packet.kind == packets.CALL or packet.kind == packets.TASK:
-                self._perform(packet)
-            elif packet.kind == packets.FUNCTION:
-                self._functions.keep(packet.id, packet.data)
-            elif packet.kind == packets.BYE:
+            if packet.kind == packets.BYE:
                 return
+            self._perform(packet)
 
     def _perform(self, packet: Packet) -> None:
         self._page.begin(packet.id, time.monotonic_ns())
         if packet.problem:
             kind, data = packets.ERROR, packed_error(OSError(packet.problem))
-        elif packet.kind == packets.CALL:
-            kind, data = self._call(packet)
-        else:
+        elif packet.kind == packets.TASK:
             kind, data = packets.DONE, self._task(packet)
+        else:
+            kind, data = self._call(packet)
         self._page.leave()
         self._running = None
         _leave_if_forked(self._pid)
@@ -154,8 +151,10 @@ class Worker:
         self._page.end()
 
     def _call(self, packet: Packet) -> tuple[int, bytes]:
+        functions = self._functions
+        unpack = functions.unpack if packet.kind == packets.CALL else functions.unpack_with_function
         try:
-            call = FunctionCall(*self._functions.unpack(packet.data))
+            call = FunctionCall(*unpack(packet.data))
         except BaseException as error:
             return packed_reply(packets.ERROR, error)
         if self._page_asks(packet.id, call):

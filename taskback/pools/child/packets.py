@@ -24,8 +24,11 @@ from taskback.pools.child import payloads
 INLINE: Final = 65_536  # bytes; what is larger goes beside the packet
 _HEADER: Final = struct.Struct("<BQ")
 _BESIDE: Final = 0x80  # a flag on the kind: the bytes are in memory beside it
+_pack, _unpack = _HEADER.pack, _HEADER.unpack_from
 _ROOM: Final = _HEADER.size + INLINE
 _FDS: Final = socket.CMSG_SPACE(struct.calcsize("i")) if hasattr(socket, "CMSG_SPACE") else 0
+_NOW: Final = int(getattr(socket, "MSG_DONTWAIT", 0))  # plain numbers: flags that are enums cost microseconds
+_CUT: Final = int(getattr(socket, "MSG_TRUNC", 0))
 _NO_ROOM: Final = frozenset(
     (
         errno.EAGAIN,
@@ -41,7 +44,7 @@ _NO_ROOM: Final = frozenset(
 HELLO: Final = 1  # what it is to do before its first call
 CALL: Final = 2  # call a function
 TASK: Final = 3  # call a backend's handler with a task
-FUNCTION: Final = 4  # a function to be kept; the id is its number
+CALL_WITH_FUNCTION: Final = 4  # the same, with a function that is to be kept
 BYE: Final = 5  # end, once this is read
 # From the worker
 READY: Final = 16  # HELLO is done
@@ -51,7 +54,7 @@ ERROR: Final = 19  # bytes: the packed error
 DONE: Final = 20  # of a TASK; bytes: the packed reply
 PROGRESS: Final = 21  # the status page has news of the call's progress
 
-KINDS: Final = frozenset((HELLO, CALL, TASK, FUNCTION, BYE, READY, UNFIT, RESULT, ERROR, DONE, PROGRESS))
+KINDS: Final = frozenset((HELLO, CALL, TASK, CALL_WITH_FUNCTION, BYE, READY, UNFIT, RESULT, ERROR, DONE, PROGRESS))
 
 
 class Packet(NamedTuple):
@@ -59,7 +62,7 @@ class Packet(NamedTuple):
 
     Attributes:
         kind (int): One of the constants above.
-        id (int): The call's, or a function's number; 0 for what is about neither.
+        id (int): The call's; 0 for what is about none.
         data (bytes | mmap): Its bytes.
         problem (str): Why `data` could not be had; empty if it could.
     """
@@ -82,6 +85,7 @@ class Socket:
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
         self._buffer = bytearray(_ROOM)
+        self._buffers = (self._buffer,)
         self._view = memoryview(self._buffer)
 
     def fileno(self) -> int:
@@ -99,7 +103,7 @@ class Socket:
             if len(data) > INLINE:
                 self._send_beside(kind, id, data, wait)
             else:
-                self._socket.sendmsg((_HEADER.pack(kind, id), data), (), 0 if wait else socket.MSG_DONTWAIT)
+                self._socket.sendmsg((_pack(kind, id), data), (), 0 if wait else _NOW)
         except OSError as error:
             if error.errno in _NO_ROOM:
                 raise NoRoomError(error.errno, error.strerror) from error
@@ -109,8 +113,8 @@ class Socket:
         fd = payloads.write(data)
         try:
             beside = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", fd))]
-            header = _HEADER.pack(kind | _BESIDE, id)
-            self._socket.sendmsg((header,), beside, 0 if wait else socket.MSG_DONTWAIT)
+            header = _pack(kind | _BESIDE, id)
+            self._socket.sendmsg((header,), beside, 0 if wait else _NOW)
         finally:
             os.close(fd)
 
@@ -122,27 +126,29 @@ class Socket:
             ValueError: This is no packet of ours.
         """
         try:
-            size, beside, flags, _ = self._socket.recvmsg_into(
-                (self._buffer,), _FDS, 0 if wait else socket.MSG_DONTWAIT
-            )
+            size, beside, flags, _ = self._socket.recvmsg_into(self._buffers, _FDS, 0 if wait else _NOW)
         except BlockingIOError:
             return None
         except ConnectionResetError:
             # Told once, where the other end died with words of ours unread. Its own last words come after that.
             return self.receive(wait)
+        if beside or flags & _CUT or size < _HEADER.size:
+            return self._unusual(size, _descriptors(beside), flags)
+        kind, id = _unpack(self._buffer)
+        if kind in KINDS:
+            return Packet(kind, id, self._view[_HEADER.size : size].tobytes())
+        return self._unusual(size, [], flags)
+
+    def _unusual(self, size: int, fds: list[int], flags: int) -> Packet:
+        """The end, a packet with something beside it, or garbage."""
         if not size:
             raise EOFError
-        return self._packet(size, _descriptors(beside), flags)
-
-    def _packet(self, size: int, fds: list[int], flags: int) -> Packet:
         try:
-            if size < _HEADER.size or flags & socket.MSG_TRUNC:
+            if size < _HEADER.size or flags & _CUT:
                 raise ValueError(f"a message of {size} bytes is no packet")
-            kind, id = _HEADER.unpack_from(self._buffer)
-            if kind & ~_BESIDE not in KINDS:
+            kind, id = _unpack(self._buffer)
+            if not kind & _BESIDE or kind & ~_BESIDE not in KINDS:
                 raise ValueError(f"a packet of the unknown kind {kind}")
-            if not kind & _BESIDE:
-                return Packet(kind, id, bytes(self._view[_HEADER.size : size]))
             return _with_payload(kind & ~_BESIDE, id, fds)
         finally:
             for fd in fds:
