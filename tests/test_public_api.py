@@ -12,6 +12,7 @@ from typing import Final
 import pytest
 
 import taskback
+from taskback import pools
 
 PUBLIC: Final = {name: getattr(taskback, name) for name in taskback.__all__}
 CLASSES: Final = {name: value for name, value in PUBLIC.items() if isinstance(value, type)}
@@ -53,6 +54,16 @@ def methods_of(cls: type) -> Iterator[tuple[str, object]]:
             for name, value in vars(base).items():
                 if not name.startswith("_") and isinstance(value, FunctionType | property | classmethod | staticmethod):
                     yield name, value
+
+
+def test_the_pools_are_public_by_their_own_list():
+    """They say that they live in taskback.pools, and each method is documented."""
+    assert list(pools.__all__) == sorted(set(pools.__all__))
+    for name in pools.__all__:
+        kind = getattr(pools, name)
+        assert (kind.__module__, kind.__qualname__) == ("taskback.pools", name)
+        assert kind.__doc__
+        assert [method for method, _ in methods_of(kind) if not inspect.getdoc(getattr(kind, method))] == []
 
 
 def test_all_is_sorted():

@@ -121,10 +121,12 @@ class CallQueue:
         call = _Call(next(self._numbers), future, data, by_value)
         with self._lock:
             self._check()
-            self._queue.append(call)
             lane = self._idle.pop() if self._idle else None
+            waits = lane is None or bool(self._queue)
+            if waits:
+                self._queue.append(call)
         if lane is not None:
-            self._give(lane)
+            self._give(lane, None if waits else call)
         elif len(self._lanes) < self._max_workers:
             self._add_lane(call)
         return future
@@ -135,13 +137,15 @@ class CallQueue:
         if self.closed:
             raise RuntimeError("cannot schedule new futures after shutdown")
 
-    def _give(self, lane: WorkerLane) -> None:
-        """Give a lane that was idle the next call."""
-        call = self.take(lane)
+    def _give(self, lane: WorkerLane, call: _Call | None = None) -> None:
+        """Give a lane that was idle this call, or the next one."""
+        if call is None or not call.begins():
+            call = self.take(lane)
         if call is not None and not lane.send(call):
             self.put_back([call])
 
     def _add_lane(self, call: _Call) -> None:
+        """Start another lane, for this call above all."""
         with self._lock:
             if len(self._lanes) >= self._max_workers:
                 return
@@ -152,6 +156,9 @@ class CallQueue:
         except RuntimeError as error:  # the program ends and starts no more threads
             self._drop(lane)
             if self._lanes:
+                return
+            if call.begun:
+                call.fail(WorkerDiedError(None, None, why="the program ends and starts no more threads"))
                 return
             call.future.cancel()
             raise RuntimeError("cannot schedule new futures after interpreter shutdown") from error
@@ -251,8 +258,11 @@ class CallQueue:
                 self._queue.popleft()
             self._queue.extendleft(reversed(later))
             idle = [self._idle.pop() for _ in range(min(len(self._idle), len(items)))]
+            stranded = not self._lanes  # a lane that has ended refused it
         for lane in idle:
             self._give(lane)
+        if stranded:
+            self._add_lane(items[0])
 
     def message(self, item: _Call) -> Message:
         return Message(packets.CALL, item.number, item.data, item.function)
@@ -271,6 +281,9 @@ class CallQueue:
 
     def progressed(self, lane: WorkerLane, item: _Call, progress: bytes | None) -> None:
         """A plain call has nobody to tell."""
+
+    def time_is_up(self, lane: WorkerLane, item: _Call) -> None:
+        """A plain call has no limit."""
 
     def failed(self, lane: WorkerLane, item: _Call, error: BaseException) -> None:
         item.fail(error)

@@ -76,6 +76,10 @@ class Source(Protocol):
         """The item's handler has reported; packed, as it stands on the status page."""
         ...
 
+    def time_is_up(self, lane: "WorkerLane", item: Any) -> None:
+        """The guardian has found the item's time to be up, and has it stopped. The reply comes after this."""
+        ...
+
     def failed(self, lane: "WorkerLane", item: Any, error: BaseException) -> None:
         """The item could not be sent, or the lane itself failed with it in hand."""
         ...

@@ -167,6 +167,8 @@ class WorkerLane:
             worker.wait(self._patience(worker))
             for item, error in worker.push():
                 self._source.failed(self, item, error)
+            while worker.struck:  # told before the call is, so before its reply
+                self._time_is_up(worker, worker.struck.pop())
             replies = self._hear_all(worker)
             if worker.over:
                 return
@@ -236,6 +238,11 @@ class WorkerLane:
             self._estimate = 0.5 * self._estimate + 0.5 * (self._heard - began) / replies
             self._window = max(1, min(self._most_ahead, 2 * self._window, int(AHEAD / self._estimate)))
         return replies
+
+    def _time_is_up(self, worker: WorkerProcess, call: int) -> None:
+        item = worker.out.get(call)
+        if item is not None:
+            self._source.time_is_up(self, item)
 
     def _progressed(self, worker: WorkerProcess, packet: Packet) -> None:
         item = worker.out.get(packet.id)

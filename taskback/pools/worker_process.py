@@ -99,6 +99,7 @@ class WorkerProcess:
         ready (bool): Whether it takes calls.
         guarded (bool): Whether its guardian lives.
         limited (set[int]): The calls whose time limit the guardian has found to be up.
+        struck (list[int]): Those of them that its lane has not heard of.
     """
 
     def __init__(self, guardian: GuardianClient, hello: bytes, bell: _os.Bell) -> None:
@@ -107,6 +108,7 @@ class WorkerProcess:
         self.ready = False
         self.guarded = True
         self.limited: set[int] = set()
+        self.struck: list[int] = []
         self._guardian = guardian
         self._lock = threading.Lock()
         self.busy_since = 0.0  # when it was last sent something, having had nothing
@@ -228,6 +230,8 @@ class WorkerProcess:
         except NoRoomError as error:
             self._no_room = error
             return False
+        except OSError as error:  # it has died, which settles this call with the others
+            logger.debug("worker pid=%d: %s", self.pid, str(error))
         return True
 
     def push(self) -> list[tuple[Any, OSError]]:
@@ -380,6 +384,7 @@ class WorkerProcess:
 
     def _was_limit(self, call: int) -> None:
         self.limited.add(call)
+        self.struck.append(call)
 
     def _was_killed(self, call: int) -> None:
         self._why = self._why or "it was killed, for its call did not stop within the grace after its time limit"
