@@ -165,8 +165,9 @@ class WorkerLane:
         self._fill(worker)
         while not worker.over and not self._leaves(worker):
             worker.wait(self._patience(worker))
-            for item, error in worker.push():
-                self._source.failed(self, item, error)
+            if worker.waits_for_room:
+                for item, error in worker.push():
+                    self._source.failed(self, item, error)
             while worker.struck:  # told before the call is, so before its reply
                 self._time_is_up(worker, worker.struck.pop())
             replies = self._hear_all(worker)

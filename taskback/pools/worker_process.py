@@ -32,6 +32,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from taskback import _clock, _codec, _forks
+from taskback._clock import monotonic
 from taskback._errors import WorkerDiedError
 from taskback.pools import _os, trees
 from taskback.pools.child import packets, status_page, streams
@@ -213,7 +214,7 @@ class WorkerProcess:
             if self._retired:
                 return False
             if not self.out:
-                self.busy_since = _clock.monotonic()
+                self.busy_since = monotonic()
             self.out[call] = item
             if self._waiting or not self._sent(kind, call, data, function):
                 self._waiting.append((_clock.monotonic() + NO_ROOM_LIMIT, (kind, call, data, function)))
@@ -233,6 +234,11 @@ class WorkerProcess:
         except OSError as error:  # it has died, which settles this call with the others
             logger.debug("worker pid=%d: %s", self.pid, str(error))
         return True
+
+    @property
+    def waits_for_room(self) -> bool:
+        """Whether `push` has something to send."""
+        return bool(self._waiting)
 
     def push(self) -> list[tuple[Any, OSError]]:
         """Send what there was no room for; what has waited too long is given back, with the reason."""
