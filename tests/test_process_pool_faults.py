@@ -722,3 +722,34 @@ def test_arguments_that_kill_their_worker_are_charged_to_their_call(make):
 
     assert (error.exitcode, error.ran) == (9, None)
     assert does(pool, "echo", n=1).result(LIMIT) == 1
+
+
+HANGING: Final = """if True:
+    import os, sys, time
+    from taskback.pools import ProcessPool
+    sys.path.insert(0, sys.argv[1])
+    pool = ProcessPool(1, preload=["hanging"])
+    pool.submit(pow, 2, 3)
+    print(open(sys.argv[2]).readline(), flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_guardian_whose_import_hangs_does_not_outlive_its_parent(tmp_path):
+    """It cannot see the end of file meanwhile; the kernel ends it."""
+    tell = tmp_path / "tell"
+    os.mkfifo(tell)
+    (tmp_path / "hanging.py").write_text(
+        f"import os, time\nwith open({str(tell)!r}, 'w') as file: file.write(str(os.getpid()))\ntime.sleep(600)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", HANGING, str(tmp_path), str(tell)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    with process:
+        assert process.stdout is not None
+        guardian = int(process.stdout.readline())
+        assert is_running(guardian)
+
+        process.kill()
+
+        await_gone(guardian)

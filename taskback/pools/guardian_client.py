@@ -20,7 +20,6 @@ import socket
 import struct
 import subprocess
 import threading
-import time
 import weakref
 from typing import Any, Final
 
@@ -43,6 +42,7 @@ class Guard:
     def __init__(self, described: dict[str, Any]) -> None:
         _guards.add(self)  # a fork may come before it is complete
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        reading, self._lifeline = os.pipe()
         try:
             executable = os.fsdecode(multiprocessing.spawn.get_executable() or b"")
             if not executable:
@@ -52,18 +52,24 @@ class Guard:
                 self._process = subprocess.Popen(
                     arguments,
                     stdin=subprocess.DEVNULL,
-                    pass_fds=(theirs.fileno(),),
+                    pass_fds=(theirs.fileno(), reading),
                     env={**dict.fromkeys(boot.THREAD_CAPS, "1"), **os.environ},
                     start_new_session=True,
                 )
-            self._control.sendmsg((boot.packed(described),), (), socket.MSG_DONTWAIT)
+            self._control.sendmsg((boot.packed({**described, "lifeline": reading}),), (), socket.MSG_DONTWAIT)
         except BaseException:
             self._control.close()
+            os.close(self._lifeline)
             raise
         finally:
             theirs.close()
+            os.close(reading)
         self.pid = self._process.pid
-        self.gone = False
+
+    def _cut(self) -> None:
+        lifeline, self._lifeline = self._lifeline, -1
+        if lifeline >= 0:
+            os.close(lifeline)
 
     def ask(self, what: str, *facts: Any, fds: "tuple[int, ...]" = ()) -> bool:
         """Ask for something; False if nobody is there to hear it."""
@@ -81,8 +87,8 @@ class Guard:
 
     def close(self, deadline: float) -> None:
         """Have it end everything below it, and itself; by force at the deadline."""
-        self.gone = True
         self._control.close()  # the end of file that it waits for
+        self._cut()
         try:
             self._process.wait(max(0.0, deadline - _clock.monotonic()))
         except subprocess.TimeoutExpired:
@@ -104,6 +110,8 @@ class Guard:
         control, process = getattr(self, "_control", None), getattr(self, "_process", None)
         if control is not None:
             control.close()
+        if getattr(self, "_lifeline", -1) >= 0:
+            self._cut()
         if process is not None:
             process.returncode = 0  # or it would be waited for, which is not for a fork to do
 
@@ -196,22 +204,3 @@ def disown_all() -> None:
     """In a fork of the parent: no guardian must take the fork for its parent."""
     for guard in list(_guards):
         guard.disown()
-
-
-def stack_requested(pid: int, stack: int) -> str:
-    """The stacks of a worker's threads, written from C, whatever holds its interpreter lock; waited for 50 ms."""
-    os.ftruncate(stack, 0)
-    os.lseek(stack, 0, os.SEEK_SET)
-    _os.send_number(pid, _os.STACK_SIGNAL)
-    deadline, size = _clock.monotonic() + 0.05, 0
-    while _clock.monotonic() < deadline:
-        time.sleep(0.002)  # nothing tells when it has been written
-        before, size = size, os.fstat(stack).st_size
-        if size and size == before:
-            break
-    return read_stack(stack)
-
-
-def read_stack(stack: int) -> str:
-    """What was written last."""
-    return os.pread(stack, 1 << 20, 0).decode("utf-8", "replace")

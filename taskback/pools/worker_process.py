@@ -24,6 +24,7 @@ import signal
 import socket
 import struct
 import threading
+import time
 import weakref
 from collections import deque
 from collections.abc import Callable
@@ -38,7 +39,7 @@ from taskback.pools import _os, trees
 from taskback.pools.child import packets, status_page, streams
 from taskback.pools.child.packets import NoRoomError, Packet
 from taskback.pools.child.status_page import Snapshot, StatusPage
-from taskback.pools.guardian_client import GuardianClient, read_stack, stack_requested
+from taskback.pools.guardian_client import GuardianClient
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +48,7 @@ MOST_FUNCTIONS: Final = 64  # kept by a worker
 NO_ROOM_LIMIT: Final = 2.0  # seconds that a call waits for room in its worker's socket, or for descriptors
 RETRY: Final = 0.01  # seconds between two looks whether there is room
 END_LIMIT: Final = 1.0  # seconds from a goodbye, or from a kill, to the worker's end
+STACK_LIMIT: Final = 0.05  # seconds that a worker gets to write its stacks
 SILENCE: Final = 0.1  # seconds from the end of a worker's connection to the news of its death; then it is killed
 
 
@@ -295,11 +297,15 @@ class WorkerProcess:
     def stack(self) -> str:
         """The stacks of its threads, as they are now; empty if it does not write them within 50 ms."""
         with self._lock:
-            if self._closed or not self.pid:
+            if self._closed:
                 return ""
             stack = os.dup(self._stack)
+            os.ftruncate(stack, 0)
+            os.lseek(stack, 0, os.SEEK_SET)
+            self._signal(_os.STACK_SIGNAL)
         try:
-            return stack_requested(self.pid, stack)
+            _await_written(stack)
+            return _read(stack)
         finally:
             os.close(stack)
 
@@ -471,7 +477,7 @@ class WorkerProcess:
         exitcode, rss = self._ended or (None, None)
         seen = self._page.snapshot()
         ran = (_clock.monotonic_ns() - seen.since_ns) / 1e9 if seen.phase == status_page.IN_USER_CODE else None
-        return Ending(self.pid or None, exitcode, rss, self._why, seen.call, ran, read_stack(self._stack))
+        return Ending(self.pid or None, exitcode, rss, self._why, seen.call, ran, _read(self._stack))
 
     def close(self) -> None:
         """Let go of all that is open; the worker has ended, or has this as its sign to end."""
@@ -486,6 +492,20 @@ class WorkerProcess:
         self._retired = self._closed = True
         self._lock = threading.Lock()
         self._ours.close()
+
+
+def _await_written(stack: int) -> None:
+    """Wait until a stack is there and grows no more; nothing tells, so it is looked at."""
+    deadline, size = _clock.monotonic() + STACK_LIMIT, 0
+    while _clock.monotonic() < deadline:
+        time.sleep(0.002)
+        before, size = size, os.fstat(stack).st_size
+        if size and size == before:
+            return
+
+
+def _read(stack: int) -> str:
+    return os.pread(stack, 1 << 20, 0).decode("utf-8", "replace")
 
 
 _workers: "weakref.WeakSet[WorkerProcess]" = weakref.WeakSet()

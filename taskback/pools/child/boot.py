@@ -22,6 +22,7 @@ from typing import Any, Final
 
 from taskback import _role
 from taskback.pools import _os
+from taskback.pools.child import lifeline
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +76,12 @@ def begin(sock: socket.socket, described: dict[str, Any]) -> None:
     if described["role"] == "guardian":
         from taskback.pools.child import guardian
 
-        run: Callable[[], None] = guardian.Guardian(sock, described, imported(described["modules"])).run
+        # While it imports it cannot see that its parent is gone. Later it must not die of that at once.
+        if not lifeline.arm(described["lifeline"]):
+            os._exit(0)
+        threads = imported(described["modules"])
+        os.close(described["lifeline"])
+        run: Callable[[], None] = guardian.Guardian(sock, described, threads).run
     else:
         from taskback.pools.child import loop
 

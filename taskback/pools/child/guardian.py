@@ -31,7 +31,7 @@ from typing import Any, Final
 
 from taskback.pools import _os
 from taskback.pools.child import boot, descendants, loop
-from taskback.pools.child.status_page import IDLE, StatusPage
+from taskback.pools.child.status_page import IDLE, REPLYING, StatusPage
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ _FDS: Final = struct.Struct("6i")
 class _Limit:
     """A time limit of one call, and how far it has been enforced."""
 
-    __slots__ = ("announced_ns", "call", "due_ns", "grace_ns", "seconds_ns", "steps")
+    __slots__ = ("announced_ns", "call", "due_ns", "grace_ns", "looked_over", "seconds_ns", "steps")
 
     def __init__(self, call: int, seconds_ns: int, grace_ns: int) -> None:
         self.call = call
@@ -51,6 +51,7 @@ class _Limit:
         self.grace_ns = grace_ns
         self.announced_ns = time.monotonic_ns()
         self.due_ns = self.announced_ns + seconds_ns
+        self.looked_over = False
         self.steps: list[tuple[int, str]] = []  # those to come, once the time is up
 
     def is_up(self, end_ns: int) -> None:
@@ -284,8 +285,12 @@ class Guardian:
                 child.limit = None
             elif now >= limit.due_ns:
                 limit.due_ns = now + limit.seconds_ns
-        elif seen.phase == IDLE:
-            child.limit = None
+        elif seen.phase in (IDLE, REPLYING):
+            # Over; unless this is the moment in which it begins: so look once more.
+            if limit.looked_over:
+                child.limit = None
+            limit.looked_over = True
+            limit.due_ns, limit.steps = now + 1_000_000, []
         elif not limit.steps:
             limit.due_ns = seen.since_ns + limit.seconds_ns
             if now >= limit.due_ns:

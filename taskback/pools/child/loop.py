@@ -76,6 +76,9 @@ class Worker:
         self._functions = Functions()
         self._running: tuple[int, Interruptible] | None = None
         self._announced_ns = 0
+        self._sending = threading.Lock()  # reports may come from threads of the handler's own
+        self._shielded = False  # the main thread is sending: what would be raised there is raised after it
+        self._deferred = False
 
     def live(self) -> None:
         """Be a worker; does not return."""
@@ -186,7 +189,8 @@ class Worker:
         deadline = time.monotonic() + NO_ROOM_LIMIT
         while True:
             try:
-                self._replies.send(kind, number, data, wait=True)
+                with self._sending:
+                    self._replies.send(kind, number, data, wait=True)
                 return
             except NoRoomError as error:
                 if time.monotonic() > deadline:
@@ -198,9 +202,27 @@ class Worker:
         """Put progress on the page, and now and then say that there is news."""
         if os.getpid() != self._pid:  # a fork that the handler made has no say
             return
-        self._page.report(pickle.dumps(calls.pack_progress(progress), _codec.PROTOCOL))
-        now = time.monotonic_ns()
-        if now - self._announced_ns >= ANNOUNCE_EVERY_NS:
+        data = pickle.dumps(calls.pack_progress(progress), _codec.PROTOCOL)
+        if threading.get_ident() != threading.main_thread().ident:
+            self._tell_progress(number, data)
+            return
+        self._shielded = (
+            True  # the handler runs, so the signal may raise here, in the middle of a message or with a lock
+        )
+        try:
+            self._tell_progress(number, data)
+        finally:
+            self._shielded = False
+        if self._deferred:
+            self._deferred = False
+            self._on_signal()
+
+    def _tell_progress(self, number: int, data: bytes) -> None:
+        with self._sending:
+            self._page.report(data)
+            now = time.monotonic_ns()
+            if now - self._announced_ns < ANNOUNCE_EVERY_NS:
+                return
             self._announced_ns = now
             with suppress(OSError):  # full, or closed: the page tells it all the same
                 self._replies.send(packets.PROGRESS, number)
@@ -209,6 +231,9 @@ class Worker:
 
     def _on_signal(self, *_: Any) -> None:
         running = self._running
+        if self._shielded:
+            self._deferred = True
+            return
         if running is None or os.getpid() != self._pid:
             return
         number, call = running
