@@ -206,9 +206,7 @@ class Worker:
         if threading.get_ident() != threading.main_thread().ident:
             self._tell_progress(number, data)
             return
-        self._shielded = (
-            True  # the handler runs, so the signal may raise here, in the middle of a message or with a lock
-        )
+        self._shielded = True  # or the signal would raise in here, in the middle of a message perhaps
         try:
             self._tell_progress(number, data)
         finally:
