@@ -61,6 +61,7 @@ class Outcome:
     state: TaskState
     value: Any = None
     error: BaseException | None = None
+    stack: str | None = None  # where the handler was when it was stopped, where that is known without the error
 
     @classmethod
     def raised(cls, error: BaseException) -> "Outcome":

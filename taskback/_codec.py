@@ -5,6 +5,7 @@ would), cloudpickle, which carries functions and classes by value.
 """
 
 import pickle
+import sys
 import traceback
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
@@ -22,10 +23,18 @@ def dumps(value: Any) -> bytes:
     try:
         data = pickle.dumps(value, PROTOCOL)
     except Exception:
-        return bytes(cloudpickle.dumps(value, PROTOCOL))
-    if b"__main__" in data:
-        return bytes(cloudpickle.dumps(value, PROTOCOL))
+        return _dumps_by_value(value)
+    if b"__main__" in data or b"__mp_main__" in data:
+        return _dumps_by_value(value)
     return data
+
+
+def _dumps_by_value(value: Any) -> bytes:
+    # In a process of multiprocessing the main script is a module of this name, which cloudpickle would have imported.
+    main = sys.modules.get("__mp_main__")
+    if main is not None and main.__name__ == "__mp_main__":
+        cloudpickle.register_pickle_by_value(main)
+    return bytes(cloudpickle.dumps(value, PROTOCOL))
 
 
 loads = pickle.loads

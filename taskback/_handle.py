@@ -30,6 +30,10 @@ class Owner(Protocol):
         """The handle lets go of its run; True if it will end CANCELLED."""
         ...
 
+    def refresh(self, run: Run) -> None:
+        """Find out whether a run that was handed over has begun, where nobody tells."""
+        ...
+
 
 class TaskHandle(Future[Any]):
     """A submitted task, as its submitter sees it.
@@ -95,6 +99,7 @@ class TaskHandle(Future[Any]):
         Returns:
             TaskState: One of eight; `state.final` tells whether it is over.
         """
+        self._look()
         return TaskState.CANCELLED if self._let_go_ns is not None else self._run.state
 
     @property
@@ -131,6 +136,7 @@ class TaskHandle(Future[Any]):
         Returns:
             float | None: Seconds since the epoch, None before that.
         """
+        self._look()
         return _clock.epoch(self._run.started_ns)
 
     @property
@@ -149,6 +155,7 @@ class TaskHandle(Future[Any]):
         Returns:
             int | None: None before that is known.
         """
+        self._look()
         return self._run.pid
 
     @property
@@ -159,6 +166,20 @@ class TaskHandle(Future[Any]):
             Progress | None: None before the first report.
         """
         return self._run.progress
+
+    def running(self) -> bool:
+        """Whether the handler has been called and has not ended.
+
+        Returns:
+            bool: As `concurrent.futures.Future.running`.
+        """
+        self._look()
+        return super().running()
+
+    def _look(self) -> None:
+        run = self._run
+        if run.state is TaskState.QUEUED and run.lane is not None and self._pid == os.getpid():
+            self._owner.refresh(run)
 
     def cancel(self) -> bool:
         """Stop the task.

@@ -10,7 +10,6 @@ import itertools
 import os
 import select
 import signal
-import struct
 import subprocess
 import sys
 import threading
@@ -177,8 +176,9 @@ def _spin(task: dict[str, Any]) -> None:
 
 
 def _gil(task: dict[str, Any]) -> None:
-    """A C call that keeps the GIL."""
+    """A C call that keeps the GIL, and that no signal makes return."""
     tell(task["tell"], os.getpid())
+    signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
     ctypes.PyDLL(None).sleep(600)
 
 
@@ -253,22 +253,25 @@ def _print(task: dict[str, Any]) -> int:
     return 2000
 
 
-def _control() -> Any:
-    from taskback.pools.child import worker
+def _worker() -> Any:
+    from taskback.pools.child import loop
 
-    assert worker._worker is not None
-    return worker._worker._control
+    assert loop.this is not None
+    return loop.this
 
 
 def _garbage(task: dict[str, Any]) -> None:
-    """Write what is no message on our connection to the parent."""
-    os.write(_control().fileno(), task["bytes"])
+    """Write what is no packet on our connection to the parent."""
+    os.write(_worker()._fds.replies, task["bytes"])
     _forever(task)
 
 
-def _garbage_message(task: dict[str, Any]) -> None:
-    _control().send_bytes(b"no pickle")
-    _forever(task)
+def _garbage_reply(task: dict[str, Any]) -> None:
+    """Send a reply that nobody can read."""
+    from taskback.pools.child import packets
+
+    number, _ = _worker()._running
+    _worker()._replies.send(packets.DONE, number, b"no pickle", wait=True)
 
 
 def _big(task: dict[str, Any]) -> bytes:
@@ -279,14 +282,17 @@ def _size(task: dict[str, Any]) -> int:
     return len(task["data"])
 
 
-def _die_while_answering(task: dict[str, Any]) -> None:
-    """Write the first part of an answer on the stock pool's pipe, and die."""
-    frame = sys._getframe()
-    while "result_queue" not in frame.f_locals:
-        assert frame.f_back is not None
-        frame = frame.f_back
-    os.write(frame.f_locals["result_queue"]._writer.fileno(), struct.pack("!i", 1_000_000) + b"the first part")
-    os.kill(os.getpid(), signal.SIGKILL)
+class _Deadly:
+    """Kills whoever pickles it."""
+
+    def __reduce__(self) -> NoReturn:
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
+
+
+def _die_while_answering(task: dict[str, Any]) -> Any:
+    """Give a result that kills its worker when most of it is packed."""
+    return [bytes(1_000_000), _Deadly()]
 
 
 class Blocks:
@@ -325,7 +331,7 @@ ACTIONS: Final[dict[str, Callable[[dict[str, Any]], Any]]] = {
     "forever": _forever,
     "fork": _fork,
     "garbage": _garbage,
-    "garbage_message": _garbage_message,
+    "garbage_reply": _garbage_reply,
     "gil": _gil,
     "kill": _kill,
     "line": _line,

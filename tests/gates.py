@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import select
+import signal
 import time
 from pathlib import Path
 from typing import Final
@@ -105,12 +106,14 @@ def hold(path: str, text: object = "begun") -> None:
 
 
 def hold_in_c(path: str) -> None:
-    """Say so and stand at the gate in one call of C code, which takes no exception."""
+    """Say so and stand at the gate in one call of C code, which takes no exception, and no signal either."""
     gate = os.open(path + ".open", os.O_RDONLY | os.O_NONBLOCK)
+    before = signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
     try:
         say(path)
         select.select([gate], [], [])
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         os.close(gate)
 
 

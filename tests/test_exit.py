@@ -251,7 +251,7 @@ def test_an_interrupt_while_workers_start_makes_no_noise_in_them(start):
             try:
                 backend.initialize_sync()
                 handle = backend.submit_sync({"n": 1})
-                while not all(lane._worker for lane in backend._processes): time.sleep(0.001)
+                while not all(lane.starting for lane in backend._processes): time.sleep(0.001)
                 tell("starting")
                 time.sleep(60)
             except KeyboardInterrupt:
@@ -325,8 +325,8 @@ def test_no_worker_outlives_a_killed_program(start, number):
         guarded(
             """
             backend = processes(echo); backend.initialize_sync()
-            while not all(lane._worker for lane in backend._processes): time.sleep(0.001)
-            for lane in backend._processes: tell(lane._worker.pid)
+            while not all(lane.starting for lane in backend._processes): time.sleep(0.001)
+            for lane in backend._processes: tell(lane.starting)
             time.sleep(60)
             """
         )

@@ -186,7 +186,8 @@ def test_a_fork_of_a_fork_serves_too(start):
         guarded(
             """
             def where(task):
-                return os.getppid()
+                import psutil
+                return psutil.Process(os.getppid()).ppid()  # the guardian is between
             backend = processes(where, max_workers=1)
             def go(depth):
                 assert backend.run_sync({}, wait=10) == os.getpid()

@@ -8,13 +8,13 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, wait
+from concurrent.futures import wait
 from typing import Any
 
 import pytest
 
 from taskback import ProcessPoolTaskBackend, TaskState, WorkerDied, WorkerDiedError
-from taskback.pools.child import worker
+from taskback.pools.worker_process import WorkerProcess
 from tests.faults import LIMIT, Channel
 from tests.helpers import is_running
 
@@ -69,16 +69,18 @@ def deaths() -> list[WorkerDied]:
 
 @pytest.fixture
 def replies_overtake(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The stock pool has each reply before whoever sends a call gets to ask for it."""
-    submit = ProcessPoolExecutor.submit
+    """The lane has each reply before whoever sends a call has returned from that."""
+    send = WorkerProcess.send
 
-    def slow(pool: ProcessPoolExecutor, function: Any, *args: Any) -> Future[Any]:
-        future = submit(pool, function, *args)
-        if function is worker.perform:
-            wait([future], LIMIT)
-        return future
+    def slow(self: WorkerProcess, kind: int, call: int, data: bytes, item: Any, *function: Any) -> bool:
+        sent = send(self, kind, call, data, item, *function)
+        deadline = time.monotonic() + LIMIT
+        while "TaskBackend-" not in threading.current_thread().name and call in self.out:
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        return sent
 
-    monkeypatch.setattr(ProcessPoolExecutor, "submit", slow)
+    monkeypatch.setattr(WorkerProcess, "send", slow)
 
 
 @pytest.mark.usefixtures("replies_overtake")

@@ -37,7 +37,7 @@ class Task:
         self.ended = threading.Event()
         self.outcome: Outcome | None = None
         self.ending: Ending | None = None
-        self.limited = self.time_was_up = False
+        self.time_was_up = False
         self.progress: list[Any] = []
 
 
@@ -110,9 +110,9 @@ class Scheduler:
     def message(self, item: Task) -> Message:
         request = calls.Request(
             *(item.number, f"task-{item.number}", None, 1, item.seconds, {}, _codec.dumps(item.task)),
-            *(("handler", 1), self._handler),
+            *(("handler", 1), None),
         )
-        return Message(packets.TASK, item.number, request.pack(), None, item.seconds, self._grace)
+        return Message(packets.TASK, item.number, request.pack(), (1, self._handler), item.seconds, self._grace)
 
     def finished(self, lane: WorkerLane, item: Task, packet: Packet) -> None:
         item.outcome = calls.unpack_reply(packet.data).outcome()
@@ -130,8 +130,8 @@ class Scheduler:
         item.outcome = Outcome(TaskState.FAILED, error=error)
         item.ended.set()
 
-    def lost(self, lane: WorkerLane, item: Task, ending: Ending, limited: bool) -> None:
-        item.ending, item.limited = ending, limited
+    def lost(self, lane: WorkerLane, item: Task, ending: Ending) -> None:
+        item.ending = ending
         item.outcome = Outcome(TaskState.LOST, error=ending.error(item.number))
         item.ended.set()
 
@@ -247,7 +247,7 @@ def test_a_task_that_does_not_stop_is_killed_and_known_as_limited(scheduler, cha
 
     assert item.ended.wait(LIMIT)
 
-    assert item.limited
+    assert item.time_was_up
     assert item.time_was_up
     assert item.ending.call == item.number
     assert item.ending.exitcode == -signal.SIGKILL
@@ -265,7 +265,7 @@ def test_a_task_can_be_killed_by_its_number(scheduler, channel):
 
     assert item.ended.wait(LIMIT)
     assert (item.ending.pid, item.ending.why) == (pid, "this one")
-    assert not item.limited
+    assert not item.time_was_up
 
 
 def test_stacks_of_a_lane_s_worker(scheduler, channel):

@@ -157,7 +157,7 @@ class Ledger:
         if run.state is TaskState.QUEUED:
             self.queue.discard(run)
         run.finished_ns = max(_clock.monotonic_ns(), run.started_ns or run.queued_ns)
-        verdict = _verdict(run, outcome)
+        verdict = _verdict(run, outcome, told)
         if verdict.error is not outcome.error:
             told = _told_of_ours(verdict.error, told)
         outcome = verdict
@@ -225,13 +225,14 @@ def _facts(run: Run) -> dict[str, Any]:
     return {"task_id": run.id, "type": run.type, "attempt": run.attempt, "pid": run.pid}
 
 
-def _verdict(run: Run, outcome: Outcome) -> Outcome:
+def _verdict(run: Run, outcome: Outcome, told: "_Told") -> Outcome:
     """What a run ends as: what it was told to stop for wins over whatever its handler made of that."""
     if run.stop is None or outcome.state is TaskState.ABANDONED:
         return outcome
     if run.stop is TaskState.TIMED_OUT:
         assert run.timeout is not None
-        error = TaskTimeoutError(run.id, run.timeout, run.seconds() or 0.0)
+        stack = outcome.stack or (told[2] if outcome.state is TaskState.CANCELLED else None)
+        error = TaskTimeoutError(run.id, run.timeout, run.seconds() or 0.0, stack)
         error.__cause__ = outcome.error if outcome.state is TaskState.FAILED else None
         return Outcome(TaskState.TIMED_OUT, error=error)
     return Outcome(TaskState.CANCELLED)

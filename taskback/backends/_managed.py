@@ -344,6 +344,27 @@ class ManagedBackend(TaskBackend):
     def _set_limit(self, run: Run) -> None:
         self._stopping.limit(run)
 
+    def time_was_up(self, run: Run) -> None:
+        """The worker's guardian has found the run's time limit to be up, and stops it."""
+        self._stopping.time_was_up(run)
+
+    @property
+    def grace(self) -> float:
+        """Seconds that a task which is told to stop may take."""
+        return self._stopping.grace
+
+    @property
+    def listened_to(self) -> bool:
+        """Whether events are wanted."""
+        return self._listeners.listening
+
+    def refresh(self, run: Run) -> None:
+        """Find out whether a run that was handed over has begun, where nobody tells."""
+        lane: Lane | None = run.lane
+        found = None if lane is None else lane.started(run)
+        if found is not None:
+            self._ledger.start(run, *found)
+
     def progressed(self, run: Run, progress: Progress) -> None:
         """The handler reported."""
         self._ledger.progress(run, progress)
@@ -626,6 +647,9 @@ class ManagedBackend(TaskBackend):
         return len(self._ledger.runs)
 
     def stats(self) -> BackendStats:
+        for lane in self._lanes():
+            if lane.run is not None:
+                self.refresh(lane.run)
         figures, by_type = self._ledger.figures()
         workers = tuple(worker for lane in self._lanes() if (worker := self._worker_stats(lane)) is not None)
         return BackendStats(**figures, workers=workers, by_type=by_type, events_dropped=self._listeners.dropped)

@@ -4,7 +4,9 @@ Threads: any. Two at once may both pack; the later one's key stands, and either 
 Holds: whoever keeps a handler under a key has the one that was current when it got the key, or one that is the same.
 """
 
+import inspect
 import secrets
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,3 +55,16 @@ class HandlerPacker:
     def forget(self) -> None:
         """Pack anew at the next call: what travels by value may have changed."""
         self._packed = None
+
+
+def modules_of(handler: Handler | None) -> tuple[str, ...]:
+    """The modules that a handler travels by name from, which are imported wherever it is used."""
+    handlers = [*handler._handlers.values(), handler._fallback] if isinstance(handler, TaskRouter) else [handler]
+    found = {getattr(inspect.unwrap(each), "__module__", None) for each in (*handlers, *restores()) if callable(each)}
+    return tuple(
+        sorted(
+            name
+            for name in found
+            if isinstance(name, str) and name in sys.modules and name not in ("__main__", "__mp_main__")
+        )
+    )

@@ -43,12 +43,17 @@ class Stopping:
             asyncio.get_running_loop().call_at(run.started_ns / 1e9 + run.timeout, self._time_is_up, run)
 
     def _time_is_up(self, run: Run) -> None:
+        if run.state is TaskState.RUNNING and self.time_was_up(run):
+            self.stop(run)
+
+    def time_was_up(self, run: Run) -> bool:
+        """A run's time is up; False if it has ended, or is to stop already."""
         with self._ledger.lock:
-            if run.state is not TaskState.RUNNING or run.stop is not None:
-                return
+            if run.state.final or run.stop is not None:
+                return False
             run.stop = TaskState.TIMED_OUT
         logger.warning("task %s of type %r exceeded %.3g s and is stopped", run.id, run.type, run.timeout)
-        self.stop(run)
+        return True
 
     def stop(self, run: Run) -> None:
         """Tell a run that was handed over to stop; `run.stop` says why. It is forced after the grace."""

@@ -2,17 +2,23 @@
 
 import asyncio
 from copy import copy
+from typing import Final
 
 from taskback import _clock
 from taskback._call import Handler, Outcome
 from taskback._options import checked_count
 from taskback._promises import Promises
 from taskback._report import WorkerStats
+from taskback._run import Run
 from taskback._state import TaskState
 from taskback.backends._managed import ManagedBackend
-from taskback.pools import _os, trees
+from taskback.backends._packing import modules_of
+from taskback.pools import _os, guardian_client, trees, worker_process
+from taskback.pools.guardian_client import GuardianClient
 from taskback.pools.lane import Lane
-from taskback.pools.process_lane import ProcessLane, disown_workers
+from taskback.pools.process_lane import ProcessLane
+
+KILLED_WITHIN: Final = 0.2  # seconds after the grace of a shutdown, from when on the guardian sees to it
 
 
 class ProcessPoolTaskBackend(ManagedBackend):
@@ -23,7 +29,9 @@ class ProcessPoolTaskBackend(ManagedBackend):
     at its next bytecode, and, after the grace, by killing its worker with all that it has started; another worker
     takes its place.
 
-    Workers are spawned, so the main script needs its `if __name__ == "__main__":`.
+    Workers are forked from a small process of the backend's own, the guardian, which has imported the handler's
+    modules: the main script is never imported again and needs no `if __name__ == "__main__":`. The guardian keeps the
+    time limits, too, whatever this process is doing, and ends all of it when this process is gone.
 
     Args:
         handler (Callable[[dict], Any] | None): Sync or async; None leaves it to `set_handler`.
@@ -50,13 +58,20 @@ class ProcessPoolTaskBackend(ManagedBackend):
         timeout=True,
         cancels_running=True,
         stops_anything=True,
+        limits_beside_busy_loop=True,
         exact_start=True,
         progress=True,
         survives_worker_death=True,
+        peak_memory=True,
         kills_children=True,
+        kills_detached=True,
         bounded_shutdown=True,
         exits_without_shutdown=True,
         no_orphans=True,
+        no_orphans_in_c_code=True,
+        no_main_guard=True,
+        daemonic_parent=True,
+        stacks=True,
         idle_costs_nothing=True,
     )
 
@@ -86,10 +101,12 @@ class ProcessPoolTaskBackend(ManagedBackend):
     def _start_afresh(self) -> None:
         super()._start_afresh()
         self._processes: list[ProcessLane] = []
+        self._guardian: GuardianClient | None = None
 
     def _open(self) -> None:
         self._packer.forget()
-        self._processes = [ProcessLane(self, f"{self._name}-{number}") for number in range(self._max_workers)]
+        guardian = self._guardian = GuardianClient(modules_of(self._executor))
+        self._processes = [ProcessLane(self, guardian, f"{self._name}-{number}") for number in range(self._max_workers)]
         self.keeper.start()
         for lane in self._processes:
             self.keeper.call(lane.start)
@@ -122,9 +139,14 @@ class ProcessPoolTaskBackend(ManagedBackend):
         rss = trees.rss_bytes(found.pid)
         return WorkerStats(found.pid, found.task_id, found.task_type, found.since, rss)
 
+    def _set_limit(self, run: Run) -> None:
+        """The guardian keeps it."""
+
     def _nothing_will_start(self) -> None:
         for lane in self._processes:
-            lane.last = True
+            lane.close()
+        if self._guardian is not None:  # whatever this process does then
+            self._guardian.kill_all_at(_clock.monotonic() + self.grace + KILLED_WITHIN)
 
     async def _close_lanes(self, soft: float, hard: float) -> tuple[list[int], list[str]]:
         for lane in self._processes:
@@ -134,10 +156,18 @@ class ProcessPoolTaskBackend(ManagedBackend):
             lane.kill()
         await self._all_gone(hard)
         limit = max(hard, _clock.monotonic() + 0.05)
-        dying = [pid for lane in self._processes for pid in lane.dying(limit)]
+        if self._guardian is not None:
+            self._guardian.close(limit)
         held = [lane.name for lane in self._processes if not lane.join(limit)]
+        dying = [pid for lane in self._processes for pid in lane.dying()]
         self._processes = []
         return dying, held
+
+    def _close_at_exit(self) -> None:
+        for lane in self._processes:
+            lane.close()
+        if self._guardian is not None:
+            self._guardian.close()
 
     async def _all_gone(self, until: float) -> None:
         try:
@@ -149,8 +179,7 @@ class ProcessPoolTaskBackend(ManagedBackend):
 
     def forked(self) -> None:
         """This is a fork: hold nothing of the parent's workers, and start afresh."""
-        disown_workers()
-        for lane in self._processes:
-            lane.forked()
-        self._inherited.append(self._processes)
+        guardian_client.disown_all()
+        worker_process.disown_all()
+        self._inherited.append((self._processes, self._guardian))
         super().forked()

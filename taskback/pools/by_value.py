@@ -28,7 +28,7 @@ class Packer:
         """A call as bytes, and the numbered function that they refer to, if they do; raises what pickling raises."""
         try:
             data = pickle.dumps((function, arguments, keywords), _codec.PROTOCOL)
-            if b"__main__" not in data:
+            if b"__main__" not in data and b"__mp_main__" not in data:
                 return data, None
         except Exception:  # it may be the arguments: cloudpickle says
             if type(function) is not FunctionType:

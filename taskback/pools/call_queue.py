@@ -267,6 +267,9 @@ class CallQueue:
     def message(self, item: _Call) -> Message:
         return Message(packets.CALL, item.number, item.data, item.function)
 
+    def begun(self, lane: WorkerLane, item: _Call) -> None:
+        """A plain call asks for no such news."""
+
     def finished(self, lane: WorkerLane, item: _Call, packet: Packet) -> None:
         failed, value = rebuilt(packet)
         if self._why_killed and isinstance(value, TaskCancelled):
@@ -288,7 +291,7 @@ class CallQueue:
     def failed(self, lane: WorkerLane, item: _Call, error: BaseException) -> None:
         item.fail(error)
 
-    def lost(self, lane: WorkerLane, item: _Call, ending: Ending, limited: bool) -> None:
+    def lost(self, lane: WorkerLane, item: _Call, ending: Ending) -> None:
         item.fail(ending.error(item.number))
 
     def worker_started(self, lane: WorkerLane, pid: int) -> None:

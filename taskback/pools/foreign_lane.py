@@ -45,6 +45,9 @@ class ForeignLane:
         """Not told by the pool."""
         return None
 
+    def started(self, run: Run) -> None:
+        """The begin of each run is told."""
+
     def send(self, run: Run) -> bool:
         """Hand a run to the pool, as `loop.run_in_executor` does: by its `submit`."""
         key, handler = self._owner.handler_bytes()

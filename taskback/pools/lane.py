@@ -22,6 +22,10 @@ class Lane(Protocol):
         """The process that the worker is, or is in; None if there is none now."""
         ...
 
+    def started(self, run: Run) -> tuple[int, int] | None:
+        """Of a run in whose begin nobody is told: the pid and the time, if it has begun."""
+        ...
+
     def send(self, run: Run) -> bool:
         """Start a run. Any thread; False if it went back to the queue; what it raises fails the run."""
         ...
@@ -39,6 +43,16 @@ class LaneOwner(Protocol):
     """The backend, as its lanes see it. Any thread may call, under no lock."""
 
     keeper: LoopThread
+
+    @property
+    def grace(self) -> float:
+        """Seconds that a task which is told to stop may take."""
+        ...
+
+    @property
+    def listened_to(self) -> bool:
+        """Whether events are wanted."""
+        ...
 
     def make_call(self, run: Run) -> Call:
         """The call of a run's handler in this process."""
@@ -58,6 +72,10 @@ class LaneOwner(Protocol):
 
     def has_started(self, run: Run, pid: int | None, started_ns: int) -> bool:
         """The handler has been called in another process (None: which one is not told); True if it is to stop."""
+        ...
+
+    def time_was_up(self, run: Run) -> None:
+        """The worker's guardian has found the run's time limit to be up, and stops it."""
         ...
 
     def progressed(self, run: Run, progress: Progress) -> None:

@@ -34,6 +34,9 @@ class LoopLane:
         """This process."""
         return os.getpid()
 
+    def started(self, run: Run) -> None:
+        """The begin of each run is told."""
+
     def send(self, run: Run) -> bool:
         """Make it a task of the loop."""
         if asyncio._get_running_loop() is self._loop:

@@ -40,9 +40,8 @@ class Message(NamedTuple):
 class Source(Protocol):
     """All is called by a lane's own thread, under no lock; `take`, `put_back` and `message` by any."""
 
-    sends_ahead: (
-        bool  # whether a worker may have more than one call; a call with a time limit must then not be among them
-    )
+    sends_ahead: bool
+    """Whether a worker may have more than one call; a call with a time limit must then not be among them."""
 
     def hello(self) -> bytes:
         """What each worker does before its first call, packed as a call is: (initializer, arguments, {})."""
@@ -68,6 +67,10 @@ class Source(Protocol):
         """How an item is sent."""
         ...
 
+    def begun(self, lane: "WorkerLane", item: Any) -> None:
+        """The item's handler is about to be called; told if it asked for that."""
+        ...
+
     def finished(self, lane: "WorkerLane", item: Any, packet: Packet) -> None:
         """The item has its reply; rebuilding what is in it is user code. What this raises fails the lane."""
         ...
@@ -84,8 +87,8 @@ class Source(Protocol):
         """The item could not be sent, or the lane itself failed with it in hand."""
         ...
 
-    def lost(self, lane: "WorkerLane", item: Any, ending: Ending, limited: bool) -> None:
-        """The item's worker has ended with it in hand; `limited`: after its time limit was up."""
+    def lost(self, lane: "WorkerLane", item: Any, ending: Ending) -> None:
+        """The item's worker has ended with it in hand."""
         ...
 
     def worker_started(self, lane: "WorkerLane", pid: int) -> None:

@@ -41,6 +41,9 @@ class LaneInThread:
         """This process."""
         return os.getpid()
 
+    def started(self, run: Run) -> None:
+        """The begin of each run is told."""
+
     def perform(self, run: Run) -> None:
         """Call the handler, here and now."""
         owner = self._owner

@@ -25,6 +25,7 @@ from taskback._errors import WorkerDiedError
 from taskback.pools import _os
 from taskback.pools.child import packets
 from taskback.pools.child.packets import Packet
+from taskback.pools.child.status_page import Snapshot
 from taskback.pools.guardian_client import GuardianClient
 from taskback.pools.source import Source
 from taskback.pools.worker_process import Ending, InitializerError, WorkerProcess, WorkerStartError
@@ -79,6 +80,12 @@ class WorkerLane:
         return 0 if worker is None else len(worker.out)
 
     @property
+    def any_pid(self) -> int | None:
+        """The worker, ready or not, if it has been started."""
+        worker = self._worker
+        return (worker.pid or None) if worker is not None else None
+
+    @property
     def hopeful(self) -> bool:
         """Whether it has a worker, or one on its way that has not failed yet."""
         return self.pid is not None or self._failures == 0
@@ -107,11 +114,18 @@ class WorkerLane:
         for call in list(worker.out) if worker is not None else ():
             self.interrupt(call, firmly=True)
 
-    def kill(self, why: str, call: int | None = None) -> None:
-        """End the worker now, if it has that call (None: whatever it has)."""
+    def kill(self, why: str, call: int | None = None) -> bool:
+        """End the worker now, if it has that call (None: whatever it has); whether it has."""
         worker = self._worker
-        if worker is not None and (call is None or call in worker.out):
-            worker.kill(why)
+        if worker is None or not (call is None or call in worker.out):
+            return False
+        worker.kill(why)
+        return True
+
+    def snapshot(self) -> Snapshot | None:
+        """What the worker is doing; None if there is none."""
+        worker = self._worker
+        return None if worker is None else worker.snapshot()
 
     def stack(self) -> str:
         """The stacks of the worker's threads; empty if there is none, or it does not tell."""
@@ -168,8 +182,7 @@ class WorkerLane:
             if worker.waits_for_room:
                 for item, error in worker.push():
                     self._source.failed(self, item, error)
-            while worker.struck:  # told before the call is, so before its reply
-                self._time_is_up(worker, worker.struck.pop())
+            self._tell_struck(worker)
             replies = self._hear_all(worker)
             if worker.over:
                 return
@@ -230,6 +243,8 @@ class WorkerLane:
                 break
             if packet.kind == packets.PROGRESS:
                 self._progressed(worker, packet)
+            elif packet.kind == packets.BEGUN:
+                self._begun(worker, packet)
             elif self._settle(worker, packet):
                 replies += 1
             if not worker.out:
@@ -240,15 +255,22 @@ class WorkerLane:
             self._window = max(1, min(self._most_ahead, 2 * self._window, int(AHEAD / self._estimate)))
         return replies
 
-    def _time_is_up(self, worker: WorkerProcess, call: int) -> None:
-        item = worker.out.get(call)
-        if item is not None:
-            self._source.time_is_up(self, item)
+    def _tell_struck(self, worker: WorkerProcess) -> None:
+        """Tell whose time is up. The guardian says so before it tells the call, so this comes before its reply."""
+        while worker.struck:
+            item = worker.out.get(worker.struck.pop())
+            if item is not None:
+                self._source.time_is_up(self, item)
 
     def _progressed(self, worker: WorkerProcess, packet: Packet) -> None:
         item = worker.out.get(packet.id)
         if item is not None:
             self._source.progressed(self, item, worker.progress())
+
+    def _begun(self, worker: WorkerProcess, packet: Packet) -> None:
+        item = worker.out.get(packet.id)
+        if item is not None:
+            self._source.begun(self, item)
 
     def _settle(self, worker: WorkerProcess, packet: Packet) -> bool:
         """Hand a reply on; False if it is none of ours."""
@@ -272,6 +294,7 @@ class WorkerLane:
         elif not worker.over:
             worker.kill("it was killed, for it was not needed any more" if failure is None else "its lane failed")
         worker.await_end()
+        self._tell_struck(worker)
         while (packet := worker.receive()) is not None:
             if packet.kind in REPLIES:
                 self._settle(worker, packet)
@@ -283,9 +306,9 @@ class WorkerLane:
             self._source.worker_ended(self, ending)
         self._source.put_back(back)
         while worker.out:
-            call, item = worker.out.popitem()
+            _, item = worker.out.popitem()
             if failure is None:
-                self._source.lost(self, item, ending, call in worker.limited)
+                self._source.lost(self, item, ending)
             else:
                 self._source.failed(self, item, failure)
         return ending

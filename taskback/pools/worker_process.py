@@ -101,8 +101,7 @@ class WorkerProcess:
         out (dict[int, Any]): What it was sent and has not answered, by id.
         ready (bool): Whether it takes calls.
         guarded (bool): Whether its guardian lives.
-        limited (set[int]): The calls whose time limit the guardian has found to be up.
-        struck (list[int]): Those of them that its lane has not heard of.
+        struck (list[int]): Calls whose time limit the guardian has found to be up, until the lane has told.
     """
 
     def __init__(self, guardian: GuardianClient, hello: bytes, bell: _os.Bell) -> None:
@@ -110,7 +109,6 @@ class WorkerProcess:
         self.out: dict[int, Any] = {}
         self.ready = False
         self.guarded = True
-        self.limited: set[int] = set()
         self.struck: list[int] = []
         self._guardian = guardian
         self._lock = threading.Lock()
@@ -229,7 +227,7 @@ class WorkerProcess:
             if function is None or function[0] in self._known:
                 self._calls.send(kind, call, data)
             else:
-                self._send_with_function(call, data, *function)
+                self._send_with_function(kind, call, data, *function)
         except NoRoomError as error:
             self._no_room = error
             return False
@@ -255,10 +253,11 @@ class WorkerProcess:
                 self._waiting.popleft()
         return failed
 
-    def _send_with_function(self, call: int, data: bytes, number: int, function: bytes) -> None:
+    def _send_with_function(self, kind: int, call: int, data: bytes, number: int, function: bytes) -> None:
         # Until this call is answered, others bring the function too: this one may be taken back, and they not.
         forget = next(iter(self._known)) if len(self._known) >= MOST_FUNCTIONS else 0
-        self._calls.send(packets.CALL_WITH_FUNCTION, call, pickle.dumps((number, function, forget, data)))
+        bundle = pickle.dumps((number, function, forget, data))
+        self._calls.send(kind | packets.WITH_FUNCTION, call, bundle)
         self._known.pop(forget, None)
         self._bring[call] = number
 
@@ -395,7 +394,6 @@ class WorkerProcess:
         self._ended = (None, None)
 
     def _was_limit(self, call: int) -> None:
-        self.limited.add(call)
         self.struck.append(call)
 
     def _was_killed(self, call: int) -> None:

@@ -41,6 +41,7 @@ class Request:
     task: bytes
     handler_key: tuple[str, int]
     handler: bytes | None
+    tells: bool = False  # whether the process is to say when the handler is about to be called
 
     def pack(self) -> bytes:
         """As bytes; only built-in types, so it can always be read."""
@@ -83,7 +84,7 @@ class Reply:
     def outcome(self) -> Outcome:
         """With the result or error rebuilt, which is user code; one that cannot be fails its own task."""
         if self.state is TaskState.CANCELLED:
-            return Outcome(self.state)
+            return Outcome(self.state, stack=self.value[2])
         if self.state is not TaskState.SUCCEEDED:
             return Outcome(self.state, error=_codec.unpack_error(self.value))
         try:
@@ -120,11 +121,16 @@ def load_handler(key: tuple[str, int], data: bytes | None) -> tuple[Handler, tup
     return found
 
 
+def _load(request: Request) -> tuple[Handler, tuple[Restore, ...]]:
+    return load_handler(request.handler_key, request.handler)
+
+
 def perform(
     data: bytes,
     begin: Callable[[Request, Call], bool] = lambda request, call: True,
     announce: Callable[[int, Progress], None] | None = None,
     marks: SignalMarks | None = None,
+    load: Callable[[Request], "tuple[Handler, tuple[Restore, ...]]"] | None = None,
 ) -> bytes:
     """Run the call that `data` holds.
 
@@ -133,6 +139,7 @@ def perform(
         begin (Callable[[Request, Call], bool]): Told that the handler is about to be called; False calls it off.
         announce (Callable[[int, Progress], None] | None): Told of progress, with the call's number.
         marks (SignalMarks | None): Where a signal stops it; None where other threads do.
+        load (Callable[[Request], tuple] | None): Gives the handler; None takes it from the request.
 
     Returns:
         bytes: A packed `Reply`.
@@ -148,7 +155,7 @@ def perform(
         None if announce is None else lambda progress: announce(request.number, progress),
     )
     try:
-        handler, functions = load_handler(request.handler_key, request.handler)
+        handler, functions = (load or _load)(request)
         call = Call(
             handler,
             _codec.loads(request.task),

@@ -19,16 +19,25 @@ class Functions:
     """Those that this worker keeps."""
 
     def __init__(self) -> None:
-        self._kept: dict[int, Callable[..., Any]] = {}
+        self._kept: dict[int, Any] = {}
+        self._packed: dict[int, bytes] = {}  # not unpickled yet, or in vain
 
-    def unpack_with_function(self, data: Any) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
-        """The same as `unpack`, of a call that brings its function, to be kept in the place of another (0: of none)."""
+    def keep(self, data: Any) -> Any:
+        """Of a call that brings its function: keep that in the place of another (0: of none), and give the rest."""
         number, function, forget, call = pickle.loads(data)
         self._kept.pop(forget, None)
+        self._packed.pop(forget, None)
         if number not in self._kept:
+            self._packed[number] = function
+        return call
+
+    def kept(self, number: int) -> Any:
+        """What is kept under a number; raises whatever unpickling it raises, and tries again the next time."""
+        if number in self._packed:
             with _role.importing("a function"):
-                self._kept[number] = pickle.loads(function)
-        return self.unpack(call)
+                self._kept[number] = pickle.loads(self._packed[number])
+            del self._packed[number]
+        return self._kept[number]
 
     def unpack(self, data: Any) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
         """Function, arguments and keyword arguments of a call; raises whatever unpickling raises."""
@@ -38,7 +47,7 @@ class Functions:
         finally:
             _role.end_import()
         if isinstance(function, int):
-            function = self._kept[function]
+            function = self.kept(function)
         return function, arguments, keywords
 
 

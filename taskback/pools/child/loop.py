@@ -141,45 +141,52 @@ class Worker:
 
     def _perform(self, packet: Packet) -> None:
         self._page.begin(packet.id, time.monotonic_ns())
+        asked, request = packet.kind & ~packets.WITH_FUNCTION, packet.data
         if packet.problem:
             kind, data = packets.ERROR, packed_error(OSError(packet.problem))
-        elif packet.kind == packets.TASK:
-            kind, data = packets.DONE, self._task(packet)
         else:
-            kind, data = self._call(packet)
+            if packet.kind & packets.WITH_FUNCTION:
+                request = self._functions.keep(request)
+            if asked == packets.TASK:
+                kind, data = packets.DONE, self._task(packet.id, request)
+            else:
+                kind, data = self._call(packet.id, request)
         self._page.leave()
         self._running = None
         _leave_if_forked(self._pid)
         self._reply(kind, packet.id, data)
         self._page.end()
 
-    def _call(self, packet: Packet) -> tuple[int, bytes]:
-        functions = self._functions
-        unpack = functions.unpack if packet.kind == packets.CALL else functions.unpack_with_function
+    def _call(self, number: int, request: Any) -> tuple[int, bytes]:
         try:
-            call = FunctionCall(*unpack(packet.data))
+            call = FunctionCall(*self._functions.unpack(request))
         except BaseException as error:
             return packed_reply(packets.ERROR, error)
-        if self._page_asks(packet.id, call):
+        if self._page_asks(number, call):
             call.interrupt(firmly=True)  # raised when it begins
         self._page.enter(time.monotonic_ns())
         kind, value = call.run()
         del call
         return packed_reply(kind, value)
 
-    def _task(self, packet: Packet) -> bytes:
+    def _task(self, number: int, request: Any) -> bytes:
         self._announced_ns = 0
         return calls.perform(
-            packet.data,
-            lambda request, call: self._begin(packet.id, call),
-            lambda number, progress: self._announce(packet.id, progress),
+            request,
+            self._begin,
+            lambda _, progress: self._announce(number, progress),
             SignalMarks(),
+            lambda request: self._functions.kept(request.handler_key[1]),
         )
 
-    def _begin(self, number: int, call: Interruptible) -> bool:
-        asked = self._page_asks(number, call)
+    def _begin(self, request: calls.Request, call: Interruptible) -> bool:
+        if self._page_asks(request.number, call):
+            return False
         self._page.enter(time.monotonic_ns())
-        return not asked
+        if request.tells:
+            with suppress(OSError):  # full, or closed: the page tells it all the same
+                self._replies.send(packets.BEGUN, request.number)
+        return True
 
     def _page_asks(self, number: int, call: Interruptible) -> bool:
         self._running = (number, call)  # first: see the race on the top

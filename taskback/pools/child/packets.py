@@ -44,8 +44,8 @@ _NO_ROOM: Final = frozenset(
 HELLO: Final = 1  # what it is to do before its first call
 CALL: Final = 2  # call a function
 TASK: Final = 3  # call a backend's handler with a task
-CALL_WITH_FUNCTION: Final = 4  # the same, with a function that is to be kept
-BYE: Final = 5  # end, once this is read
+BYE: Final = 4  # end, once this is read
+WITH_FUNCTION: Final = 8  # added to CALL and TASK: it brings a function, which is to be kept
 # From the worker
 READY: Final = 16  # HELLO is done
 UNFIT: Final = 17  # HELLO failed; bytes: the packed error
@@ -53,8 +53,10 @@ RESULT: Final = 18  # bytes: the pickled result
 ERROR: Final = 19  # bytes: the packed error
 DONE: Final = 20  # of a TASK; bytes: the packed reply
 PROGRESS: Final = 21  # the status page has news of the call's progress
+BEGUN: Final = 22  # of a TASK that asked for it: its handler is about to be called
 
-KINDS: Final = frozenset((HELLO, CALL, TASK, CALL_WITH_FUNCTION, BYE, READY, UNFIT, RESULT, ERROR, DONE, PROGRESS))
+TO_WORKER: Final = (HELLO, CALL, TASK, CALL | WITH_FUNCTION, TASK | WITH_FUNCTION, BYE)
+KINDS: Final = frozenset((*TO_WORKER, READY, UNFIT, RESULT, ERROR, DONE, PROGRESS, BEGUN))
 
 
 class Packet(NamedTuple):
