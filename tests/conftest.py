@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import sys
 import threading
 from collections.abc import Iterator
@@ -33,6 +34,8 @@ class _Run:
     """The run as a whole: nothing outlives it, whatever the tests did."""
 
     def __init__(self) -> None:
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's `&` has its jobs ignore Ctrl-C, and theirs
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         leftovers.mark_run()
         self.processes = leftovers.processes()
         self.exit_status = 0
