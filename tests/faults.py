@@ -290,9 +290,16 @@ class _Deadly:
         raise AssertionError
 
 
-def _die_while_answering(task: dict[str, Any]) -> Any:
+def _die_while_packing(task: dict[str, Any]) -> Any:
     """Give a result that kills its worker when most of it is packed."""
+    tell(task["tell"], "ran")
     return [bytes(1_000_000), _Deadly()]
+
+
+def _die_while_answering(task: dict[str, Any]) -> None:
+    """Have the worker killed where it is about to send the answer."""
+    tell(task["tell"], "ran")
+    _worker()._reply = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Blocks:
@@ -326,6 +333,7 @@ ACTIONS: Final[dict[str, Callable[[dict[str, Any]], Any]]] = {
     "close_all_and_stay": _close_all_and_stay,
     "deaf": _deaf,
     "die_while_answering": _die_while_answering,
+    "die_while_packing": _die_while_packing,
     "echo": _echo,
     "exit": _exit,
     "forever": _forever,

@@ -212,7 +212,7 @@ def test_a_time_limit_ends_what_does_not_stop(bench, channel, do):
 
     assert ending.exitcode == -signal.SIGKILL
     assert "did not stop within the grace" in ending.why
-    assert worker.limited == {1}
+    assert worker.struck == [1]
     assert ending.call == 1
     assert time.monotonic() - began < 0.5 + 1.0
     await_gone(pid)
@@ -227,7 +227,7 @@ def test_a_time_limit_lets_a_call_stop_by_itself(bench, channel):
     send(worker, 1, faults.handler, {"do": "sleep", "tell": channel.path})
 
     assert isinstance(error_of(reply(worker)), TaskCancelled)
-    assert worker.limited == {1}
+    assert worker.struck == [1]
     send(worker, 2, pow, 2, 5)
     assert pickle.loads(reply(worker).data) == 32
 

@@ -277,12 +277,15 @@ def test_a_hundred_megabytes_travel_both_ways(make):
     assert len(backend.run_sync({"do": "big", "size": size}, wait=LIMIT)) == size
 
 
-def test_a_worker_that_dies_while_it_answers_is_replaced(make):
-    """A result is whole or not at all: its task is LOST, and nobody waits for the rest."""
+@pytest.mark.parametrize("how", ["die_while_packing", "die_while_answering"])
+def test_a_worker_that_dies_while_it_answers_is_replaced(make, channel, how):
+    """A result is whole or not at all: its task is LOST, for its handler has been called, and nobody waits for more."""
     backend = make()
 
-    error = await_end(backend.submit_sync({"do": "die_while_answering"}))
+    error = await_end(backend.submit_sync({"do": how, "tell": channel.path}))
 
+    assert channel.line() == "ran"
+    assert channel.poll_line(0) is None, "it ran twice"
     assert isinstance(error, WorkerDiedError)
     assert error.signal_name == "SIGKILL"
     assert backend.run_sync({"do": "echo", "n": 1}, wait=LIMIT) == 1

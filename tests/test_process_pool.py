@@ -707,3 +707,20 @@ def test_a_limited_worker_makes_no_more_calls_than_it_may(make):
     pids = [future.result(LIMIT) for future in [pool.submit(pid) for _ in range(70)]]
 
     assert max(pids.count(each) for each in set(pids)) <= 7
+
+
+@pytest.mark.parametrize("how", ["kill_workers", "terminate_workers"])
+def test_ending_the_workers_ends_every_call_and_the_pool(make, how):
+    """A call that no worker has read is not sent to one after the other, each of which is killed before it reads it."""
+    for number in range(10):
+        pool = make()
+        futures = [pool.submit(time.sleep, 0.001) for _ in range(20)]
+        if number % 2:
+            futures[0].result(LIMIT)
+
+        getattr(pool, how)()
+
+        assert not wait(futures, LIMIT).not_done
+        pool.shutdown()
+        for future in futures:
+            assert future.cancelled() or future.exception() is None or isinstance(future.exception(), WorkerDiedError)

@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from typing import Any, Final
 
 from taskback import _clock, _codec
@@ -146,21 +147,27 @@ class CallQueue:
 
     def _add_lane(self, call: _Call) -> None:
         """Start another lane, for this call above all."""
-        with self._lock:
-            if len(self._lanes) >= self._max_workers:
-                return
-            lane = WorkerLane(self, self._guardian, f"{self._name}-{next(self._lane_numbers)}", self._max_calls)
-            self._lanes = (*self._lanes, lane)
+        lane: WorkerLane | None = None
         try:
+            with self._lock:
+                if len(self._lanes) >= self._max_workers:
+                    return
+                lane = WorkerLane(self, self._guardian, f"{self._name}-{next(self._lane_numbers)}", self._max_calls)
+                self._lanes = (*self._lanes, lane)
             lane.start()
-        except RuntimeError as error:  # the program ends and starts no more threads
-            self._drop(lane)
+        except (OSError, RuntimeError) as error:  # no descriptors; or the program ends and starts no more threads
+            if lane is not None:
+                self._drop(lane)
             if self._lanes:
                 return
             if call.begun:
-                call.fail(WorkerDiedError(None, None, why="the program ends and starts no more threads"))
+                call.fail(WorkerDiedError(None, None, why=f"no worker can be started: {error}"))
+                with self._lock, suppress(ValueError):  # unless it is not in the queue any more
+                    self._queue.remove(call)
                 return
             call.future.cancel()
+            if isinstance(error, OSError):
+                raise
             raise RuntimeError("cannot schedule new futures after interpreter shutdown") from error
 
     def _drop(self, lane: WorkerLane) -> None:
@@ -251,6 +258,10 @@ class CallQueue:
 
     def put_back(self, items: "list[_Call]") -> None:
         if not items:
+            return
+        if self._why_killed:  # or each new worker would be sent them, be killed, and give them back
+            for call in items:
+                call.fail(WorkerDiedError(None, None, why=self._why_killed))
             return
         with self._lock:
             later = deque(sorted((*items, *itertools.takewhile(lambda call: call.begun, self._queue)), key=_number))

@@ -88,14 +88,15 @@ class ProcessLane:
         """Have a worker started, unless there is one."""
         if self._closing or not self.dormant:
             return
-        lane = self._lane = WorkerLane(self, self._guardian, self.name)
         self.dormant = False
         try:
+            lane = self._lane = WorkerLane(self, self._guardian, self.name)
             lane.start()
-        except RuntimeError as error:  # the program ends, or no thread can be had
+        except (OSError, RuntimeError) as error:  # no descriptors, no threads, or the program ends
             self._lane, self.dormant = None, True
-            logger.error("%s cannot start: %s", self.name, str(error))
-            self._owner.cannot_start(self, WorkerDiedError(None, None, why=f"it could not be started: {error}"))
+            logger.debug("%s cannot start: %s", self.name, str(error))
+            told = WorkerDiedError(None, None, why=f"a worker could not be started: {error}")
+            self._owner.cannot_start(self, told)
 
     def send(self, run: Run) -> bool:
         """Hand a run to the worker; False if it went back to the queue, since the worker is just ending."""

@@ -70,7 +70,7 @@ class Ending:
         peak_rss_bytes (int | None): The most memory it ever had.
         why (str): What of ours had to do with it; empty if nothing.
         call (int): The call it was at, 0 for none.
-        ran (float | None): For how many seconds user code had run in that; None if it had not begun.
+        ran (float | None): How many seconds before its end user code had begun in that; None if it had not.
         stack (str): Where it was, if that was asked for before it was killed.
     """
 
@@ -169,13 +169,15 @@ class WorkerProcess:
     # --- its start ---
 
     def await_ready(self, called_off: Callable[[], bool]) -> bool:
-        """Wait until it takes calls; False if that was called off meanwhile.
+        """Wait until it takes calls and its number is known; False if that was called off meanwhile.
+
+        Race: the worker is ready before its guardian has told its number. Both are waited for, in either order.
 
         Raises:
             WorkerStartError: It will not.
         """
         deadline = _clock.monotonic() + START_LIMIT
-        while not self.ready:
+        while not (self.ready and self.pid):
             if called_off():
                 return False
             if self.over:
@@ -474,7 +476,8 @@ class WorkerProcess:
         """How it ended, for whoever lost a call by that."""
         exitcode, rss = self._ended or (None, None)
         seen = self._page.snapshot()
-        ran = (_clock.monotonic_ns() - seen.since_ns) / 1e9 if seen.phase == status_page.IN_USER_CODE else None
+        has_run = seen.phase in (status_page.IN_USER_CODE, status_page.REPLYING)
+        ran = (_clock.monotonic_ns() - seen.since_ns) / 1e9 if has_run else None
         return Ending(self.pid or None, exitcode, rss, self._why, seen.call, ran, _read(self._stack))
 
     def close(self) -> None:
