@@ -36,6 +36,7 @@ from taskback._events import (
     TaskProgress,
     TaskQueued,
     TaskStarted,
+    TaskStuck,
     WorkerDied,
     WorkerStarted,
 )
@@ -89,6 +90,7 @@ __all__ = [
     "TaskRouter",
     "TaskStarted",
     "TaskState",
+    "TaskStuck",
     "TaskTimeoutError",
     "TaskbackError",
     "ThreadPoolTaskBackend",

@@ -248,6 +248,17 @@ class TaskBackend(ABC):
         """
         raise UnknownTaskError(task_id, 0)
 
+    def stacks(self) -> dict[str, str]:
+        """Where the handlers that run just now are: what to look at when something seems to hang.
+
+        A process answers by a signal, also while a C call holds its GIL; one that is stopped does not.
+
+        Returns:
+            dict[str, str]: By task id, the stack as text, the innermost call last (of a process: its threads, the
+                innermost call first). Tasks whose worker does not tell are not in it.
+        """
+        return {}
+
     def hurry(self, timeout: float = 0) -> None:
         """Shorten a shutdown under way. Takes no lock and does not wait: what a signal handler may call.
 

@@ -34,6 +34,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
+from taskback import _stacks
 from taskback._context import Restore, restored
 from taskback._errors import TaskCancelled
 from taskback._keeper import call_in
@@ -110,6 +111,11 @@ class Marks:
         self._thread: int | None = None
         self._in_loop = False
         self._sent = False
+
+    @property
+    def thread(self) -> int | None:
+        """The thread that is between them."""
+        return self._thread
 
     def enter(self, in_loop: bool = False) -> None:
         """The first mark: from here on the exception may come, and one that was wanted before comes now."""
@@ -334,6 +340,16 @@ class Call:
         # A loop that sleeps takes the exception when it wakes. If it has closed, the handler has ended.
         call_in(loop, _nothing if struck else async_task.cancel)
 
+    def stack(self) -> str:
+        """Where the handler is, as text; empty if it is not under way. Any thread."""
+        thread = self._marks.thread
+        return "" if thread is None else _stacks.of_thread(thread) + self.waits_at()
+
+    def waits_at(self) -> str:
+        """Of an async handler: where it waits, as text; empty if it does not. Any thread."""
+        async_task = self._async_task
+        return "" if async_task is None else _stacks.of_coroutine(async_task.get_coro())
+
 
 def _nothing() -> None:
     return None
@@ -402,3 +418,10 @@ class AsyncCall:
         async_task = self._async_task
         if async_task is not None:  # if its loop has closed, nothing runs there any more
             call_in(async_task.get_loop(), async_task.cancel)
+
+    def stack(self) -> str:
+        """Where the handler is, as text; empty if it is not under way. Any thread."""
+        thread, async_task = self._marks.thread, self._async_task
+        if thread is not None:
+            return _stacks.of_thread(thread)
+        return "" if async_task is None else _stacks.of_coroutine(async_task.get_coro())

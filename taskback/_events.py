@@ -73,6 +73,19 @@ class TaskProgress(TaskEvent):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TaskStuck(TaskEvent):
+    """A task has run for `stuck_after_seconds` without a report; told once until it reports again.
+
+    Attributes:
+        seconds (float): For how long it has been silent.
+        stack (str): Where it is, as text; empty if its worker does not tell.
+    """
+
+    seconds: float
+    stack: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TaskFinished(TaskEvent):
     """A task reached its outcome.
 

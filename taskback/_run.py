@@ -57,6 +57,7 @@ class Run:
         "id",
         "killed",
         "lane",
+        "moved_ns",
         "outcome",
         "pid",
         "priority",
@@ -108,6 +109,7 @@ class Run:
         self.progress: Progress | None = None
         self.queued_ns = _clock.monotonic_ns()
         self.started_ns: int | None = None
+        self.moved_ns = 0  # when it began, or reported last
         self.finished_ns: int | None = None
         self.handles: list[Any] = []
         self._announced_ns = 0

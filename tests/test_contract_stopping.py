@@ -226,6 +226,41 @@ async def test_a_task_whose_time_is_up_is_stopped(backend, gate, kind, do):
     assert backend.stats().by_type[kind].timed_out == 1
 
 
+STACKS = [
+    pytest.param(entry, do, id=f"{entry.name}-{do}")
+    for entry in chosen(timeout=True, stacks=True)
+    for do in ("hold", "hold_async")
+    if do == "hold_async" or not entry.in_loop
+]
+
+
+@pytest.mark.parametrize(("backend", "do"), STACKS, indirect=["backend"], scope="session")
+@in_loop
+async def test_a_task_whose_time_is_up_tells_where_it_was(backend, gate, do):
+    """The error has the stack of the handler."""
+    handle = await begin(backend, {"do": do, "gate": gate.path}, timeout=0.2)
+
+    with pytest.raises(TaskTimeoutError) as caught:
+        await handle
+
+    assert f"in {do}" in (caught.value.stack or "")
+
+
+@pytest.mark.parametrize(("backend", "do"), STACKS, indirect=["backend"], scope="session")
+@in_loop
+async def test_stacks_tell_where_running_tasks_are(backend, gate, do):
+    """By id, while they run; the tasks are none the worse for it."""
+    handle = await begin(backend, {"do": do, "gate": gate.path, "value": 7})
+    await gate.said()
+
+    stacks = backend.stacks()
+
+    assert f"in {do}" in stacks[handle.id]
+    gate.open()
+    assert await handle == 7
+    assert handle.id not in backend.stacks()
+
+
 @on(timeout=True, delay=True)
 @in_loop
 async def test_waiting_counts_against_no_limit(backend):

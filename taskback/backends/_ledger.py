@@ -108,6 +108,7 @@ class Ledger:
     def _start(self, run: Run, pid: int | None, started_ns: int) -> None:
         self._move(run, TaskState.RUNNING)
         run.pid, run.started_ns = pid, max(started_ns, run.queued_ns)
+        run.moved_ns = run.started_ns
         for handle in run.handles:
             handle._mark_running()
         if self.listeners.listening:
@@ -125,7 +126,7 @@ class Ledger:
 
     def progress(self, run: Run, progress: Progress) -> None:
         """The handler reported."""
-        run.progress = progress
+        run.progress, run.moved_ns = progress, _clock.monotonic_ns()
         if not self.listeners.listening:
             return
         with self.lock:

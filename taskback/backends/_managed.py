@@ -30,7 +30,7 @@ from taskback._errors import (
     NoHandlerError,
     TaskAbandonedError,
 )
-from taskback._events import Listeners, WorkerDied, WorkerStarted
+from taskback._events import Listeners, TaskStuck, WorkerDied, WorkerStarted
 from taskback._handle import TaskHandle
 from taskback._keeper import LoopThread, call_in, join
 from taskback._options import UNSET, Options, checked_count, read_options
@@ -43,6 +43,7 @@ from taskback.backends._closing import Closing
 from taskback.backends._ledger import Ledger
 from taskback.backends._packing import HandlerPacker
 from taskback.backends._stopping import Stopping
+from taskback.backends._watch import Watch
 from taskback.pools.lane import Lane
 
 logger = logging.getLogger(__name__)
@@ -60,6 +61,8 @@ class ManagedBackend(TaskBackend):
         cancel_grace_seconds (float): How long a task that is told to stop may take.
         exit_grace_seconds (float): How long all that may take at the end of a program that did not shut down.
         keep_ended (int): How many ended tasks `handle` still finds; their results stay in memory.
+        stuck_after_seconds (float | None): A task that runs for so long without a `report()` is told, with its stack:
+            in the log and as a `TaskStuck`. None tells of none.
 
     Raises:
         TypeError: An argument has the wrong type.
@@ -77,7 +80,9 @@ class ManagedBackend(TaskBackend):
         cancel_grace_seconds: float = 2.0,
         exit_grace_seconds: float = 2.0,
         keep_ended: int = 0,
+        stuck_after_seconds: float | None = None,
     ) -> None:
+        self._stuck_after = _clock.checked_limit("stuck_after_seconds", stuck_after_seconds)
         self._timeout = _clock.checked_limit("timeout", timeout)
         self._shutdown_timeout = _clock.checked_seconds("shutdown_timeout_seconds", shutdown_timeout_seconds)
         self._cancel_grace = _clock.checked_seconds("cancel_grace_seconds", cancel_grace_seconds)
@@ -99,6 +104,10 @@ class ManagedBackend(TaskBackend):
         self.keeper = LoopThread(f"{self._name}-keeper")
         self._stopping = Stopping(self._ledger, self.keeper, self._cancel_grace)
         self._callbacks = Courier(f"{self._name}-callbacks")
+        self._watch: Watch | None = None
+        if self._stuck_after is not None:
+            watched = (self._lanes, self.refresh, self._tell_stuck)
+            self._watch = Watch(self._stuck_after, *watched, self.keeper, self._callbacks)
         self._closing: Closing | None = None
         self._idle: list[Lane] = []
         self._in_user_code: dict[int, str] = {}
@@ -317,6 +326,8 @@ class ManagedBackend(TaskBackend):
         lane: Lane = run.lane
         try:
             lane.send(run)
+            if self._watch is not None:
+                self._watch.see_to_it()
         except BaseException as error:
             logger.error("task %s could not be handed over", run.id, exc_info=True)
             self.ended(run, Outcome(TaskState.FAILED, error=error))
@@ -654,6 +665,22 @@ class ManagedBackend(TaskBackend):
         workers = tuple(worker for lane in self._lanes() if (worker := self._worker_stats(lane)) is not None)
         return BackendStats(**figures, workers=workers, by_type=by_type, events_dropped=self._listeners.dropped)
 
+    def stacks(self) -> dict[str, str]:
+        running = [run for run in list(self._ledger.runs.values()) if run.lane is not None]
+        return {run.id: stack for run in running if (stack := _stack(run))}
+
+    def _tell_stuck(self, run: Run, silent: float) -> None:
+        stack = _stack(run)
+        if run.state.final:
+            return
+        logger.warning(
+            "task %s of type %r has run for %.3g s, the last %.3g s of them without a report; it is here:\n%s",
+            *(run.id, run.type, run.seconds() or 0.0, silent, stack or "(its worker does not tell)"),
+        )
+        if self._listeners.listening:
+            facts = {"task_id": run.id, "type": run.type, "attempt": run.attempt, "pid": run.pid}
+            self._listeners.emit(TaskStuck, seconds=silent, stack=stack, **facts)
+
     def _worker_stats(self, lane: Lane) -> WorkerStats | None:
         pid, run = lane.pid, lane.run
         if pid is None:
@@ -697,6 +724,12 @@ class _Wake:
         loop = self._loop()
         if loop is not None:  # if it has closed, nobody waits there any more
             call_in(loop, self._event.set)
+
+
+def _stack(run: Run) -> str:
+    """Where a run's handler is; empty if it is not under way, or nobody can tell."""
+    lane: Lane | None = run.lane
+    return "" if lane is None else lane.stack(run)
 
 
 def _log(run: Run) -> None:

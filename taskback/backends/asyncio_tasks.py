@@ -46,6 +46,7 @@ class AsyncFireAndTrackBackend(ManagedBackend):
         no_orphans_in_c_code=True,
         no_main_guard=True,
         daemonic_parent=True,
+        stacks=True,
         idle_costs_nothing=True,
     )
 

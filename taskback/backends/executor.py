@@ -39,6 +39,7 @@ _IN_THREADS = Promises(
     no_orphans_in_c_code=True,
     no_main_guard=True,
     daemonic_parent=True,
+    stacks=True,
     idle_costs_nothing=True,
 )
 

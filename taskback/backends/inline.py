@@ -49,6 +49,7 @@ class SyncTaskBackend(ManagedBackend):
         no_orphans_in_c_code=True,
         no_main_guard=True,
         daemonic_parent=True,
+        stacks=True,
         idle_costs_nothing=True,
     )
 

@@ -41,6 +41,8 @@ class ProcessPoolTaskBackend(ManagedBackend):
         cancel_grace_seconds (float): How long a task that is told to stop may take before its worker is killed.
         exit_grace_seconds (float): How long all that may take at the end of a program that did not shut down.
         keep_ended (int): How many ended tasks `handle` still finds; their results stay in memory.
+        stuck_after_seconds (float | None): A task that runs for so long without a `report()` is told, with its stack:
+            in the log and as a `TaskStuck`. None tells of none.
 
     Raises:
         TypeError: An argument has the wrong type.
@@ -85,6 +87,7 @@ class ProcessPoolTaskBackend(ManagedBackend):
         cancel_grace_seconds: float = 2.0,
         exit_grace_seconds: float = 2.0,
         keep_ended: int = 0,
+        stuck_after_seconds: float | None = None,
     ) -> None:
         if max_workers is None:
             max_workers = _os.available_cpus()
@@ -96,6 +99,7 @@ class ProcessPoolTaskBackend(ManagedBackend):
             cancel_grace_seconds=cancel_grace_seconds,
             exit_grace_seconds=exit_grace_seconds,
             keep_ended=keep_ended,
+            stuck_after_seconds=stuck_after_seconds,
         )
 
     def _start_afresh(self) -> None:

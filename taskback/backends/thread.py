@@ -25,6 +25,8 @@ class ThreadPoolTaskBackend(ManagedBackend):
         cancel_grace_seconds (float): How long a task that is told to stop may take.
         exit_grace_seconds (float): How long all that may take at the end of a program that did not shut down.
         keep_ended (int): How many ended tasks `handle` still finds; their results stay in memory.
+        stuck_after_seconds (float | None): A task that runs for so long without a `report()` is told, with its stack:
+            in the log and as a `TaskStuck`. None tells of none.
 
     Raises:
         TypeError: An argument has the wrong type.
@@ -46,6 +48,7 @@ class ThreadPoolTaskBackend(ManagedBackend):
         no_orphans_in_c_code=True,
         no_main_guard=True,
         daemonic_parent=True,
+        stacks=True,
         idle_costs_nothing=True,
     )
 
@@ -59,6 +62,7 @@ class ThreadPoolTaskBackend(ManagedBackend):
         cancel_grace_seconds: float = 2.0,
         exit_grace_seconds: float = 2.0,
         keep_ended: int = 0,
+        stuck_after_seconds: float | None = None,
     ) -> None:
         if max_workers is None:
             max_workers = min(32, _os.available_cpus() + 4)
@@ -70,6 +74,7 @@ class ThreadPoolTaskBackend(ManagedBackend):
             cancel_grace_seconds=cancel_grace_seconds,
             exit_grace_seconds=exit_grace_seconds,
             keep_ended=keep_ended,
+            stuck_after_seconds=stuck_after_seconds,
         )
 
     def _start_afresh(self) -> None:

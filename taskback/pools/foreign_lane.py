@@ -48,6 +48,10 @@ class ForeignLane:
     def started(self, run: Run) -> None:
         """The begin of each run is told."""
 
+    def stack(self, run: Run) -> str:
+        """Nobody can tell."""
+        return ""
+
     def send(self, run: Run) -> bool:
         """Hand a run to the pool, as `loop.run_in_executor` does: by its `submit`."""
         key, handler = self._owner.handler_bytes()

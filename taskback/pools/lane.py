@@ -26,6 +26,10 @@ class Lane(Protocol):
         """Of a run in whose begin nobody is told: the pid and the time, if it has begun."""
         ...
 
+    def stack(self, run: Run) -> str:
+        """Where the run's handler is, as text; empty if it is not under way, or nobody can tell. Any thread."""
+        ...
+
     def send(self, run: Run) -> bool:
         """Start a run. Any thread; False if it went back to the queue; what it raises fails the run."""
         ...

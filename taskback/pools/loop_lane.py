@@ -37,6 +37,11 @@ class LoopLane:
     def started(self, run: Run) -> None:
         """The begin of each run is told."""
 
+    def stack(self, run: Run) -> str:
+        """Where its handler waits, or the loop is."""
+        call = run.call
+        return "" if call is None else str(call.stack())
+
     def send(self, run: Run) -> bool:
         """Make it a task of the loop."""
         if asyncio._get_running_loop() is self._loop:

@@ -132,10 +132,11 @@ class ProcessLane:
         pid = lane.pid
         return None if pid is None else (pid, seen.since_ns)
 
-    def stack(self) -> str:
-        """The stacks of the worker's threads; empty if it does not tell."""
+    def stack(self, run: Run) -> str:
+        """The stacks of the worker's threads; waits for some milliseconds."""
         lane = self._lane
-        return "" if lane is None else lane.stack()
+        stack = "" if lane is None or self.started(run) is None else lane.stack()
+        return stack if self.run is run else ""  # it may have been another's by then
 
     # --- the end ---
 

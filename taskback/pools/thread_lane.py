@@ -58,6 +58,11 @@ class LaneInThread:
             owner.ended(run, Outcome(TaskState.FAILED, error=error))
         owner.idle(self, run)
 
+    def stack(self, run: Run) -> str:
+        """Where its thread is."""
+        call = run.call
+        return "" if call is None else str(call.stack())
+
     def send(self, run: Run) -> bool:
         """Have a thread call the handler."""
         raise NotImplementedError

@@ -25,7 +25,7 @@ from contextlib import suppress
 from typing import Any, Final, NamedTuple, Protocol
 
 from taskback import _codec
-from taskback._call import SignalMarks
+from taskback._call import Call, SignalMarks
 from taskback._task import ANNOUNCE_EVERY_NS, Progress
 from taskback.pools import _os
 from taskback.pools.child import boot, calls, lifeline, packets, streams
@@ -106,7 +106,9 @@ class Worker:
         if numpy_random is not None:
             numpy_random.seed()
         if _os.STACK_SIGNAL is not None and hasattr(faulthandler, "register"):
-            faulthandler.register(_os.STACK_SIGNAL, file=self._fds.stack, all_threads=True, chain=False)
+            # First from C, whatever holds the GIL; then from Python, which knows where an async handler waits.
+            signal.signal(_os.STACK_SIGNAL, self._tell_where_it_waits)
+            faulthandler.register(_os.STACK_SIGNAL, file=self._fds.stack, all_threads=True, chain=True)
         if _os.CANCEL_SIGNAL is not None:
             signal.signal(_os.CANCEL_SIGNAL, self._on_signal)
         os.close(self._fds.page)
@@ -244,6 +246,13 @@ class Worker:
         number, call = running
         if self._page.stop_wanted(number):
             call.interrupt(self._page.firmly(number))
+
+    def _tell_where_it_waits(self, *_: Any) -> None:
+        call = self._running[1] if self._running is not None else None
+        stack = self._fds.stack
+        if isinstance(call, Call) and _identity(stack) == self._ours[stack]:  # not what a handler opened in its place
+            with suppress(OSError):
+                os.write(stack, call.waits_at().encode("utf-8", "replace"))
 
     def _forked(self) -> None:
         """In a fork that a handler made: hold nothing by which the parent knows this worker."""
