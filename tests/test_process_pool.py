@@ -557,6 +557,22 @@ def test_a_worker_begins_as_a_process_should(make):
     assert len(found["descriptors"]) <= 9
 
 
+def test_what_a_manager_gives_can_travel():
+    """The queue or event of a `multiprocessing.Manager` works in a worker, as it does in the stock pool's."""
+    program = """if True:
+        import multiprocessing
+        from taskback.pools import ProcessPool
+        with multiprocessing.get_context("spawn").Manager() as manager, ProcessPool(1) as pool:
+            queue = manager.Queue()
+            pool.submit(queue.put, "it travelled").result()
+            print(queue.get(timeout=5))
+    """
+
+    done = run_python("-c", program)
+
+    assert (done.stdout, done.stderr) == ("it travelled\n", "")
+
+
 def draw() -> float:
     """A random number."""
     return random.random()

@@ -38,6 +38,8 @@ class ProcessPool(Executor):
     Workers are forked, when the first call needs them, from a small process of the pool's own that has imported
     `preload`. They start with the parent's directory, `sys.path`, environment, flags and warning filters, with standard
     input at its end, and with one thread for each numerical library where the environment does not say otherwise.
+    What a `multiprocessing.Manager` gives can be an argument; a Queue, Lock or Value of `multiprocessing` itself, which
+    only a child of one's own can inherit, cannot, not even of the initializer.
 
     Args:
         max_workers (int | None): Processes; None takes the CPUs that this process may use (affinity and cgroup quota).

@@ -9,6 +9,7 @@ import gc
 import importlib
 import logging
 import marshal
+import multiprocessing.process
 import os
 import pickle
 import signal
@@ -46,6 +47,7 @@ def description(modules: "tuple[str, ...]", streams: bool) -> dict[str, Any]:
         "argv": [str(argument) for argument in sys.argv],
         "cwd": _directory(),
         "filters": _filters(),
+        "authkey": bytes(multiprocessing.process.current_process().authkey),
         "modules": list(modules),
         "streams": streams,
     }
@@ -95,7 +97,7 @@ def begin(sock: socket.socket, described: dict[str, Any]) -> None:
 
 
 def prepare(described: dict[str, Any]) -> None:
-    """Signals, directory, arguments, warning filters: as the parent has them, and as children need them."""
+    """Signals, directory, arguments, warning filters, key: as the parent has them, and as children need them."""
     _os.shrug_off_signals()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, it would keep every exit status from us
     for number in (_os.CANCEL_SIGNAL, _os.STACK_SIGNAL):
@@ -109,6 +111,8 @@ def prepare(described: dict[str, Any]) -> None:
     if described["filters"]:
         with suppress(Exception):
             warnings.filters[:] = pickle.loads(described["filters"])  # type: ignore[index]  # it is a list
+    # What a multiprocessing.Manager gives answers only those who have its maker's.
+    multiprocessing.process.current_process().authkey = described["authkey"]
 
 
 def imported(modules: "list[str]") -> list[str]:
