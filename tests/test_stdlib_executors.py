@@ -22,7 +22,7 @@ def test_the_tests_of_the_standard_library_pass(entry: Entry):
 
     done = run_python("-m", "tests.stdlib_executors", entry.name, timeout=300)
 
-    ends = [line.split() for line in done.stdout.splitlines() if line.split()[0] in ("passed", "failed", "skipped")]
+    ends = [line.split() for line in done.stdout.splitlines() if line.startswith(("passed ", "failed ", "skipped "))]
     counts = Counter(end[0] for end in ends)
     assert done.returncode == 0, done.stdout + done.stderr
     assert counts["failed"] == 0, done.stdout
@@ -58,3 +58,30 @@ def test_an_executor_of_ours_that_does_wrong_fails_them():
 
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("failed ") == 2
+
+
+LISTED_IN_VAIN = """if True:
+    import sys
+    from dataclasses import replace
+    from tests import stdlib_executors as runner
+    listed = {"test_thread_pool.ThreadPoolExecutorTest.test_submit": "it can", "test_wait.None.test_none": "it is not"}
+    runner.ENTRIES["ThreadPool"] = replace(runner.ENTRIES["ThreadPool"], skipped={}, failing=listed)
+    real = runner.cases
+    runner.cases = lambda *which: (case for case in real(*which) if case._testMethodName == "test_submit")
+    sys.exit(runner.main("ThreadPool"))
+"""
+
+
+def test_a_test_is_not_listed_in_vain():
+    """Neither one that passes nor one that is not there."""
+    if stdlib_executors.find_tests() is None:
+        pytest.skip("no installed Python has the package `test`")
+
+    done = run_python("-c", LISTED_IN_VAIN)
+
+    ends = sorted(line.split(maxsplit=2) for line in done.stdout.splitlines())
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert ends == [
+        ["failed", "test_thread_pool.ThreadPoolExecutorTest.test_submit", "passes, but is listed as one that cannot"],
+        ["failed", "test_wait.None.test_none", "is listed, but there is no such test"],
+    ]
