@@ -8,10 +8,12 @@ import select
 import signal
 import subprocess
 import time
+from contextlib import suppress
 
 import pytest
 
 from taskback.pools.child import lifeline
+from taskback.pools.guardian_client import GuardianClient
 from tests.faults import await_gone
 
 
@@ -69,3 +71,29 @@ def test_a_line_that_is_cut_already_is_seen_when_it_is_armed():
 
     assert child == 0
     assert os.waitstatus_to_exitcode(status) == 3
+
+
+def test_a_guardian_that_only_begins_dies_with_its_parent():
+    """It is bound before it has run a line of its own."""
+    told, tell = os.pipe()
+    parent = os.fork()
+    if parent == 0:
+        try:
+            guard = GuardianClient()._living()
+            os.kill(guard.pid, signal.SIGSTOP)  # so it comes no further
+            os.write(tell, f"{guard.pid}\n".encode())
+            time.sleep(600)
+        finally:
+            os._exit(3)
+    os.close(tell)
+    with open(told) as file:
+        guardian = int(file.readline())
+
+    os.kill(parent, signal.SIGKILL)
+
+    os.waitpid(parent, 0)
+    try:
+        await_gone(guardian)
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(guardian, signal.SIGKILL)

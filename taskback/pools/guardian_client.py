@@ -25,7 +25,7 @@ from typing import Any, Final
 
 from taskback import _clock, _forks
 from taskback.pools import _os
-from taskback.pools.child import boot
+from taskback.pools.child import boot, lifeline
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +56,8 @@ class Guard:
                     env={**dict.fromkeys(boot.THREAD_CAPS, "1"), **os.environ},
                     start_new_session=True,
                 )
+            # Here, for a fresh interpreter takes a tenth of a second until it has imported what it takes to do so.
+            lifeline.arm(reading, self._process.pid)
             self._control.sendmsg((boot.packed({**described, "lifeline": reading}),), (), socket.MSG_DONTWAIT)
         except BaseException:
             self._control.close()

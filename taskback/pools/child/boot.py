@@ -78,7 +78,8 @@ def begin(sock: socket.socket, described: dict[str, Any]) -> None:
     if described["role"] == "guardian":
         from taskback.pools.child import guardian
 
-        # While it imports it cannot see that its parent is gone. Later it must not die of that at once.
+        # While it imports it cannot see that its parent is gone. Later it must not die of that at once. Its parent has
+        # done this, too, unless that was gone before it could.
         if not lifeline.arm(described["lifeline"]):
             os._exit(0)
         threads = imported(described["modules"])

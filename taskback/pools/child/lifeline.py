@@ -20,14 +20,19 @@ _F_SETSIG: Final = 10  # Linux; the fcntl module does not name it
 AVAILABLE: Final = hasattr(fcntl, "F_SETOWN") and hasattr(os, "O_ASYNC") and hasattr(os, "memfd_create")
 
 
-def arm(fd: int) -> bool:
-    """Bind this process and its group to the other end of a pipe; the caller leads its group.
+def arm(fd: int, group: int | None = None) -> bool:
+    """Bind a process group to the other end of a pipe.
+
+    Args:
+        fd (int): The reading end.
+        group (int | None): The group that a new process leads which was given that end too, so that it is bound before
+            it can do anything itself; None takes the caller's own, which it leads.
 
     Returns:
         bool: False if the other end is closed already.
     """
     if AVAILABLE:
-        fcntl.fcntl(fd, fcntl.F_SETOWN, -os.getpgrp())
+        fcntl.fcntl(fd, fcntl.F_SETOWN, -(os.getpgrp() if group is None else group))
         fcntl.fcntl(fd, _F_SETSIG, signal.SIGKILL)
         fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_ASYNC)
     poll = select.poll()
