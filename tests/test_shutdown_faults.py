@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 import threading
@@ -91,6 +92,23 @@ def test_a_call_that_holds_the_gil_and_a_stopped_worker(make, channel):
     assert set(report.killed) == {held, stopped}
     assert not report.dying
     assert not any(map(is_running, (one, two)))
+
+
+def test_no_descriptor_awaits_a_collection(make):
+    """What a backend has opened is closed when its shutdown returns."""
+    make().shutdown_sync(0)  # what is opened once a process is
+    gc.collect()
+    gc.disable()
+    try:
+        before = set(os.listdir("/proc/self/fd"))
+        backend = make(max_workers=2)
+        assert backend.run_sync({"do": "echo", "n": 1}, wait=LIMIT) == 1
+
+        timed(backend, 1)
+
+        assert set(os.listdir("/proc/self/fd")) == before
+    finally:
+        gc.enable()
 
 
 def test_an_idle_worker_that_is_stopped(make):

@@ -158,7 +158,10 @@ class ProcessLane:
     def join(self, deadline: float) -> bool:
         """Wait for the lane's thread; False if something holds it at the deadline."""
         lane = self._lane
-        return lane is None or join(lane.thread, deadline)
+        if lane is not None and not join(lane.thread, deadline):
+            return False
+        self._lane = None  # they refer to each other, so the descriptor it sleeps on would await a collection
+        return True
 
     def dying(self) -> list[int]:
         """The worker, if the kernel has not finished with it."""
