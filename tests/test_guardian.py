@@ -380,6 +380,24 @@ def test_a_start_can_be_called_off(bench):
     assert not worker.await_ready(called_off)
 
 
+def test_a_worker_that_greets_before_its_guardian_tells_of_it_has_its_number(bench, monkeypatch):
+    """It is not ready without: what would be sent to process 0 reaches the whole group of the sender."""
+    greetings: list[Packet] = []
+    greeted, hear_fate = WorkerProcess._greeted, WorkerProcess._hear_fate
+
+    def greet(worker: WorkerProcess, packet: Packet) -> Any:
+        greetings.append(packet)
+        return greeted(worker, packet)
+
+    monkeypatch.setattr(WorkerProcess, "_greeted", greet)
+    monkeypatch.setattr(WorkerProcess, "_hear_fate", lambda worker: hear_fate(worker) if greetings else None)
+
+    worker = bench.worker()
+
+    send(worker, 1, os.getpid)
+    assert worker.pid == pickle.loads(reply(worker).data)
+
+
 def test_a_retired_worker_takes_nothing(bench):
     """And one that has a call out does not retire."""
     worker = bench.worker()

@@ -169,15 +169,14 @@ class WorkerProcess:
     # --- its start ---
 
     def await_ready(self, called_off: Callable[[], bool]) -> bool:
-        """Wait until it takes calls and its number is known; False if that was called off meanwhile.
-
-        Race: the worker is ready before its guardian has told its number. Both are waited for, in either order.
+        """Wait until it takes calls; False if that was called off meanwhile.
 
         Raises:
             WorkerStartError: It will not.
         """
         deadline = _clock.monotonic() + START_LIMIT
-        while not (self.ready and self.pid):
+        greeted = False
+        while not self.ready:
             if called_off():
                 return False
             if self.over:
@@ -188,15 +187,17 @@ class WorkerProcess:
                 )
             self.wait(None if self.pid else deadline - _clock.monotonic())
             packet = self.receive()
-            if packet is not None:
-                self._greeted(packet)
+            greeted = greeted or (packet is not None and self._greeted(packet))
+            # Race: on a busy machine it greets before its guardian, which forked it, has told its number. Without that
+            # nothing can be sent to it, or goes to process 0: the parent's own group.
+            self.ready = greeted and self.pid > 0
         return True
 
-    def _greeted(self, packet: Packet) -> None:
+    def _greeted(self, packet: Packet) -> bool:
         if packet.kind == packets.UNFIT:
             error = InitializerError("the initializer of a worker failed")
             raise error from _codec.unpack_error(pickle.loads(packet.data))
-        self.ready = packet.kind == packets.READY
+        return packet.kind == packets.READY
 
     # --- what is said to it ---
 
@@ -284,7 +285,7 @@ class WorkerProcess:
                 return
             self._why = self._why or why
             logger.debug("killing worker pid=%d: %s", self.pid, why)
-            if not self.guarded:
+            if not self.guarded and self.pid:
                 _os.kill_group(self.pid)
             self._signal(_os.SIGKILL)
             self._guard.ask("kill", self._number)
