@@ -56,7 +56,7 @@ def pack_progress(progress: Progress) -> PackedProgress:
     if not progress.data:
         return progress.done, progress.total, progress.stage, None
     data = _codec.dumps_or_refuse(dict(progress.data), "report", ProgressNotSerializableError)
-    if len(data) > MAX_PROGRESS_BYTES:  # what is larger could arrive in parts, and the parent wait for the rest
+    if len(data) > MAX_PROGRESS_BYTES:  # so that it has room on the status page
         raise ValueError(f"report() takes at most {MAX_PROGRESS_BYTES} bytes of data, not {len(data)}")
     return progress.done, progress.total, progress.stage, data
 
