@@ -14,20 +14,21 @@ import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
 from taskback import _clock
 from taskback._call import Outcome
+from taskback._courier import Courier
+from taskback._events import Listeners
 from taskback._handle import TaskHandle
+from taskback._keeper import LoopThread
 from taskback._report import ShutdownReport
 from taskback._run import Run
 from taskback._state import BackendState, TaskState
 from taskback._task import Task
 from taskback.backends._ledger import Ledger
 from taskback.backends._stopping import Stopping
-
-if TYPE_CHECKING:  # the two know each other: a backend makes its closing, which ends the backend
-    from taskback.backends._managed import ManagedBackend
+from taskback.pools.lane import Lane
 
 logger = logging.getLogger(__name__)
 
@@ -35,17 +36,38 @@ USER_CODE: Final = 0.4  # seconds after the grace that a thread which user code 
 TURN: Final = 0.05  # seconds that such a thread gets in any case: it may have nothing to do but end
 
 
+class Closable(Protocol):
+    """The backend, as its closing sees it."""
+
+    keeper: LoopThread
+    _name: str
+    _callbacks: Courier
+    _listeners: Listeners
+    _in_user_code: dict[int, str]
+    _idle: list[Lane]
+
+    def _move(self, state: BackendState) -> None: ...
+
+    def _nothing_will_start(self) -> None: ...
+
+    async def _close_lanes(self, soft: float, hard: float) -> tuple[list[int], list[str]]: ...
+
+    def ended(self, run: Run, outcome: Outcome) -> None:
+        """The run is over; the first to say so wins."""
+        ...
+
+
 class Closing:
     """See the top of the file.
 
     Args:
-        backend (ManagedBackend): What is shut down.
+        backend (Closable): What is shut down.
         ledger (Ledger): Its tasks.
         stopping (Stopping): Tells tasks to stop; its grace is the shutdown's, and the end of the program shortens it.
         settle (float): Seconds for what comes after the grace: killing, and clearing up.
     """
 
-    def __init__(self, backend: "ManagedBackend", ledger: Ledger, stopping: Stopping, settle: float) -> None:
+    def __init__(self, backend: Closable, ledger: Ledger, stopping: Stopping, settle: float) -> None:
         self.done: Future[ShutdownReport] = Future()
         self.thread: threading.Thread | None = None
         self._backend = backend
