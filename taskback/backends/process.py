@@ -11,6 +11,7 @@ from taskback._promises import Promises
 from taskback._report import WorkerStats
 from taskback._run import Run
 from taskback._state import TaskState
+from taskback.backends._closing import TURN, until_user_code_ends
 from taskback.backends._managed import ManagedBackend
 from taskback.backends._packing import modules_of
 from taskback.pools import _os, guardian_client, trees, worker_process
@@ -158,8 +159,12 @@ class ProcessPoolTaskBackend(ManagedBackend):
         await self._all_gone(soft)
         for lane in self._processes:
             lane.kill()
-        await self._all_gone(hard)
-        limit = max(hard, _clock.monotonic() + 0.05)
+        limit = until_user_code_ends(soft, hard)
+        await self._all_gone(limit)
+        held_by_users = {where.partition(":")[0] for where in list(self._in_user_code.values())}
+        if any(not lane.gone.is_set() and lane.name not in held_by_users for lane in self._processes):
+            await self._all_gone(hard)  # what it waits for is the kernel
+            limit = max(hard, _clock.monotonic() + TURN)
         if self._guardian is not None:
             self._guardian.close(limit)
         held = [lane.name for lane in self._processes if not lane.join(limit)]
