@@ -308,6 +308,28 @@ def test_a_worker_that_dies_while_it_reads_a_huge_task_is_replaced(make):
     assert not report.stuck
 
 
+def test_the_guardian_may_die(make, channel):
+    """Who runs then goes on, and is still stopped by its time limit; other workers take their place."""
+    backend = make(max_workers=2)
+    limited = backend.submit_sync({"do": "swallow", "tell": channel.path}, timeout=1)
+    (one,) = channel.numbers()
+    held = backend.submit_sync({"do": "sleep", "tell": channel.path})
+    (two,) = channel.numbers()
+    (guardian,) = {psutil.Process(pid).ppid() for pid in (one, two)}
+
+    os.kill(guardian, signal.SIGKILL)
+    error = await_end(limited)
+    third = backend.run_sync({"do": "pid"}, wait=LIMIT)
+
+    assert isinstance(error, TaskTimeoutError)
+    assert error.ran < 1 + 0.3 + 1
+    assert third not in (one, two)
+    assert held.cancel()
+    await_end(held)
+    await_gone(one, two)
+    assert backend.shutdown_sync(1).dying == []
+
+
 def test_of_200_tasks_20_kill_their_worker_and_the_others_run_once(make, tmp_path):
     """20 LOST, each with pid and signal; 180 SUCCEEDED; every one ran exactly once."""
     backend = make(max_workers=2)

@@ -126,6 +126,8 @@ class Scheduler:
         assert item.outcome is None
         item.time_was_up = True
 
+    def unguarded(self, lane: WorkerLane, item: Task) -> None: ...
+
     def failed(self, lane: WorkerLane, item: Task, error: BaseException) -> None:
         item.outcome = Outcome(TaskState.FAILED, error=error)
         item.ended.set()

@@ -359,6 +359,12 @@ class ManagedBackend(TaskBackend):
         """The worker's guardian has found the run's time limit to be up, and stops it."""
         self._stopping.time_was_up(run)
 
+    def keep_limit(self, run: Run, seconds: float) -> None:
+        """The worker has lost its guardian: what is left of the run's time limit is ours to keep."""
+        lane: Lane | None = run.lane
+        if lane is not None:
+            self._stopping.limit_here(run, lane, seconds)
+
     @property
     def grace(self) -> float:
         """Seconds that a task which is told to stop may take."""

@@ -42,6 +42,18 @@ class Stopping:
             # The loop's clock is the monotonic one.
             asyncio.get_running_loop().call_at(run.started_ns / 1e9 + run.timeout, self._time_is_up, run)
 
+    def limit_here(self, run: Run, lane: Lane, seconds: float) -> None:
+        """Keep what is left of the limit of a run whose begin nobody tells; nothing if it leaves its lane before."""
+        self._keeper.start()
+        self._keeper.call(self._time_it_here, run, lane, seconds)
+
+    def _time_it_here(self, run: Run, lane: Lane, seconds: float) -> None:
+        asyncio.get_running_loop().call_later(seconds, self._time_is_up_here, run, lane)
+
+    def _time_is_up_here(self, run: Run, lane: Lane) -> None:
+        if run.lane is lane and self.time_was_up(run):
+            self.stop(run)
+
     def _time_is_up(self, run: Run) -> None:
         if run.state is TaskState.RUNNING and self.time_was_up(run):
             self.stop(run)

@@ -299,6 +299,9 @@ class CallQueue:
     def time_is_up(self, lane: WorkerLane, item: _Call) -> None:
         """A plain call has no limit."""
 
+    def unguarded(self, lane: WorkerLane, item: _Call) -> None:
+        """A plain call has no limit."""
+
     def failed(self, lane: WorkerLane, item: _Call, error: BaseException) -> None:
         item.fail(error)
 

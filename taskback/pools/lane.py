@@ -82,6 +82,10 @@ class LaneOwner(Protocol):
         """The worker's guardian has found the run's time limit to be up, and stops it."""
         ...
 
+    def keep_limit(self, run: Run, seconds: float) -> None:
+        """The worker has lost its guardian: what is left of the run's time limit is the backend's to keep."""
+        ...
+
     def progressed(self, run: Run, progress: Progress) -> None:
         """The handler reported."""
         ...

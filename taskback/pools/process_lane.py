@@ -219,6 +219,12 @@ class ProcessLane:
     def time_is_up(self, lane: WorkerLane, run: Run) -> None:
         self._owner.time_was_up(run)
 
+    def unguarded(self, lane: WorkerLane, run: Run) -> None:
+        if run.timeout is not None:
+            found = self.started(run)
+            ran = 0.0 if found is None else (_clock.monotonic_ns() - found[1]) / 1e9
+            self._owner.keep_limit(run, max(0.0, run.timeout - ran))
+
     def finished(self, lane: WorkerLane, run: Run, packet: Packet) -> None:
         try:
             if packet.problem:

@@ -87,6 +87,10 @@ class Source(Protocol):
         """The item could not be sent, or the lane itself failed with it in hand."""
         ...
 
+    def unguarded(self, lane: "WorkerLane", item: Any) -> None:
+        """The item's worker goes on with it, but has no guardian any more, which keeps its time limit."""
+        ...
+
     def lost(self, lane: "WorkerLane", item: Any, ending: Ending) -> None:
         """The item's worker has ended with it in hand."""
         ...

@@ -177,8 +177,13 @@ class WorkerLane:
         self._window = 1
         self._estimate = 0.0
         self._fill(worker)
+        guarded = True
         while not worker.over and not self._leaves(worker):
             worker.wait(self._patience(worker))
+            if guarded and not worker.guarded:
+                guarded = False
+                for item in list(worker.out.values()):
+                    self._source.unguarded(self, item)
             if worker.waits_for_room:
                 for item, error in worker.push():
                     self._source.failed(self, item, error)
