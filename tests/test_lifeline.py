@@ -6,13 +6,15 @@ import ctypes
 import os
 import select
 import signal
+import socket
 import subprocess
+import sys
 import time
 from contextlib import suppress
 
 import pytest
 
-from taskback.pools.child import lifeline
+from taskback.pools.child import boot, lifeline
 from taskback.pools.guardian_client import GuardianClient
 from tests.faults import await_gone
 
@@ -97,3 +99,19 @@ def test_a_guardian_that_only_begins_dies_with_its_parent():
     finally:
         with suppress(ProcessLookupError):
             os.kill(guardian, signal.SIGKILL)
+
+
+def test_a_guardian_whose_parent_is_gone_before_it_said_anything_ends_in_silence():
+    """Nobody is to read a traceback of it."""
+    near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    near.close()
+    with far:
+        begun = subprocess.run(
+            [sys.executable, "-c", boot.BOOT, str(far.fileno())],
+            pass_fds=(far.fileno(),),
+            capture_output=True,
+            timeout=30,
+            check=False,
+        )
+
+    assert (begun.returncode, begun.stdout, begun.stderr) == (0, b"", b"")

@@ -27,8 +27,9 @@ from taskback.pools.child import lifeline
 
 logger = logging.getLogger(__name__)
 
-BOOT: Final = (
-    "import marshal, socket, sys; s = socket.socket(fileno=int(sys.argv[1])); b = marshal.loads(s.recv(1 << 18)); "
+BOOT: Final = (  # it ends without a word where its parent is gone before it has said anything
+    "import marshal, socket, sys; s = socket.socket(fileno=int(sys.argv[1])); "
+    "b = marshal.loads(s.recv(1 << 18) or sys.exit()); "
     "sys.path[:] = b['path']; from taskback.pools.child import boot; boot.begin(s, b)"
 )
 THREAD_CAPS: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
