@@ -154,8 +154,11 @@ def kill_late(before: set[psutil.Process]) -> list[str]:
 
 
 def mark_run() -> None:
-    """Have every program that is started from here on carry this run's mark."""
+    """Have every program that is started from here on carry this run's mark: of a run in parts, its part's."""
     os.environ.setdefault(MARK, f"{os.getpid()}-{time.time_ns()}")
+    part = os.environ.get("PYTEST_XDIST_WORKER")
+    if part is not None:
+        os.environ[MARK] += f".{part}."
 
 
 def _marked() -> set[int]:
@@ -164,13 +167,13 @@ def _marked() -> set[int]:
     if mark is None:
         return set()
     if not os.path.isdir("/proc/self"):
-        return {process.pid for process in psutil.process_iter() if _environment_of(process).get(MARK) == mark}
+        return {p.pid for p in psutil.process_iter() if _environment_of(p).get(MARK, "").startswith(mark)}
     entry = f"{MARK}={mark}".encode()
     found = set()
     for name in filter(str.isdecimal, os.listdir("/proc")):
         try:
             with open(f"/proc/{name}/environ", "rb", buffering=0) as environment:
-                if entry in environment.read().split(b"\0"):
+                if any(each.startswith(entry) for each in environment.read().split(b"\0")):
                     found.add(int(name))
         except OSError:  # it has ended, or it is somebody else's
             continue
