@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -90,3 +91,16 @@ def session_leaders() -> Iterator[Callable[[str], subprocess.Popen[str]]]:
             child.wait()
             assert child.stdout is not None
             child.stdout.close()  # unread: what has left the group may still hold its other end
+
+
+@contextmanager
+def few_descriptors(free: int) -> Iterator[None]:
+    """This process can open so many more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    probe = os.dup(0)
+    os.close(probe)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (probe + free, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import pickle
 import select
@@ -11,6 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -26,6 +28,7 @@ from taskback.pools.guardian_client import GuardianClient
 from taskback.pools.worker_process import Ending, InitializerError, WorkerProcess, WorkerStartError
 from tests import faults
 from tests.faults import LIMIT, Channel, await_gone
+from tests.helpers import few_descriptors
 
 NOTHING = _codec.dumps((None, (), {}))
 
@@ -452,3 +455,15 @@ def test_requests_that_make_no_sense_harm_no_other(bench):
 
     assert again.pid != worker.pid
     assert bench.guardian._guard is guard
+
+
+@pytest.mark.parametrize("free", range(8))
+def test_a_guardian_that_cannot_be_started_leaves_nothing(free):
+    """Wherever the descriptors end; a socket that is left open is an error of this suite."""
+    guardian = GuardianClient()
+
+    with few_descriptors(free), suppress(OSError):
+        guardian._living()
+
+    guardian.close()
+    gc.collect()

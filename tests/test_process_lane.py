@@ -189,7 +189,7 @@ def descriptors() -> Iterator[Callable[[int], None]]:
 def test_where_only_some_workers_can_be_started_these_do_all_the_work(make, descriptors):
     """Those that have no descriptors left do not take the tasks with them, while the first is on its way."""
     backend = make(max_workers=6)
-    descriptors(20)
+    descriptors(30)  # six bells, the guardian's, and a worker's or two
     backend.initialize_sync()
 
     handles = [backend.submit_sync({}) for _ in range(20)]

@@ -26,7 +26,7 @@ from taskback.pools import ProcessPool
 from taskback.pools.child import loop
 from tests import faults
 from tests.faults import LIMIT, Channel, await_gone
-from tests.helpers import ROOT, is_running, run_python
+from tests.helpers import ROOT, few_descriptors, is_running, run_python
 
 Make = Callable[..., ProcessPool]
 
@@ -617,19 +617,6 @@ def test_a_parent_with_thousands_of_descriptors_can_have_a_pool(make):
     finally:
         for fd in held:
             os.close(fd)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
-@contextlib.contextmanager
-def few_descriptors(free: int) -> Iterator[None]:
-    """This process can open so many more."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    probe = os.dup(0)
-    os.close(probe)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (probe + free, hard))
-    try:
-        yield
-    finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 

@@ -41,8 +41,13 @@ class Guard:
 
     def __init__(self, described: dict[str, Any]) -> None:
         _guards.add(self)  # a fork may come before it is complete
-        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         reading, self._lifeline = os.pipe()
+        try:
+            self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except OSError:
+            os.close(reading)
+            self._cut()
+            raise
         try:
             executable = os.fsdecode(multiprocessing.spawn.get_executable() or b"")
             if not executable:
@@ -61,7 +66,9 @@ class Guard:
             self._control.sendmsg((boot.packed({**described, "lifeline": reading}),), (), socket.MSG_DONTWAIT)
         except BaseException:
             self._control.close()
-            os.close(self._lifeline)
+            self._cut()
+            if hasattr(self, "_process"):
+                self.kill()
             raise
         finally:
             theirs.close()
