@@ -187,6 +187,8 @@ def test_many_threads_leave_the_sums_right(ledger):
         for turn in range(400):
             handle = admit(ledger, make_run(str(turn)))
             run = handle._run
+            if turn == 0:  # once all join the same run for certain, whoever is how fast
+                together.wait(10)
             ledger.start(run, 1, run.queued_ns)
             if number % 3 == 0:
                 ledger.let_go(handle)
@@ -208,5 +210,5 @@ def test_many_threads_leave_the_sums_right(ledger):
     assert figures["succeeded"] + figures["cancelled"] == figures["accepted"]
     assert figures["queued"] == figures["running"] == 0
     assert by_type["type"].accepted == figures["accepted"]
-    assert figures["joined"] > 0, "no two threads ever met"
+    assert figures["joined"] >= 5
     assert not ledger.runs
