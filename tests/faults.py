@@ -190,11 +190,10 @@ def _deaf(task: dict[str, Any]) -> None:
 
 def _children(task: dict[str, Any]) -> Any:
     """Start processes, two deep, tell their numbers, and do what comes `then`."""
-    grandchild = (
-        "import subprocess, sys; p = subprocess.Popen(['sleep', '600']); print(p.pid, flush=True); sys.stdin.read()"
-    )
+    # It waits for no pipe, which would end when the handler returns.
+    grandchild = "import subprocess; p = subprocess.Popen(['sleep', '600']); print(p.pid, flush=True); p.wait()"
     one = subprocess.Popen(["sleep", "600"])
-    two = subprocess.Popen([sys.executable, "-c", grandchild], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    two = subprocess.Popen([sys.executable, "-c", grandchild], stdout=subprocess.PIPE, text=True)
     assert two.stdout is not None
     below = int(two.stdout.readline())
     tell(task["tell"], f"{os.getpid()} {one.pid} {two.pid} {below}")
