@@ -18,6 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
+from taskback.pools import _os
+
 LIMIT: Final = 20.0  # seconds; the net under every wait
 
 
@@ -166,9 +168,12 @@ def _swallow(task: dict[str, Any]) -> None:
 
 
 def _spin(task: dict[str, Any]) -> None:
-    tell(task["tell"], os.getpid())
+    told = False
     while True:
         try:
+            if not told:
+                told = True
+                tell(task["tell"], os.getpid())
             while True:
                 pass
         except BaseException:
@@ -177,13 +182,15 @@ def _spin(task: dict[str, Any]) -> None:
 
 def _gil(task: dict[str, Any]) -> None:
     """A C call that keeps the GIL, and that no signal makes return."""
+    signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())  # first: who is told may send one at once
     tell(task["tell"], os.getpid())
-    signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
     ctypes.PyDLL(None).sleep(600)
 
 
 def _deaf(task: dict[str, Any]) -> None:
     """C code that keeps the GIL, and that no signal ends."""
+    if _os.CANCEL_SIGNAL is not None:  # which could come before it is there
+        signal.pthread_sigmask(signal.SIG_BLOCK, {_os.CANCEL_SIGNAL})
     tell(task["tell"], os.getpid())
     sum(itertools.repeat(0, 2**62))
 

@@ -16,6 +16,7 @@ import pytest
 
 from taskback import ProcessPoolTaskBackend, ShutdownReport, TaskState
 from taskback._state import BackendState
+from taskback.pools.process_lane import ProcessLane
 from tests import faults
 from tests.faults import LIMIT, Channel
 from tests.helpers import is_running, process_backends
@@ -92,6 +93,19 @@ def test_a_call_that_holds_the_gil_and_a_stopped_worker(make, channel):
     assert set(report.killed) == {held, stopped}
     assert not report.dying
     assert not any(map(is_running, (one, two)))
+
+
+def test_what_the_guardian_has_killed_is_reported_as_killed(make, channel, monkeypatch):
+    """It does so if the keeper is late, here for ever."""
+    backend = make()
+    handle = backend.submit_sync({"do": "gil", "tell": channel.path})
+    channel.line()
+    monkeypatch.setattr(ProcessLane, "force", lambda lane, run: None)
+
+    report = timed(backend, 0)
+
+    assert report.killed == [handle], report
+    assert handle.cancelled()
 
 
 def test_no_descriptor_awaits_a_collection(make):
@@ -178,7 +192,7 @@ def test_two_at_once_and_the_shorter_one_counts(make, channel):
 
     for thread in patient:
         thread.join(LIMIT)
-    assert report.killed == [handle]
+    assert report.killed == [handle], report
     assert all(each is report for each in reports)
     assert len(reports) == 3
 
@@ -199,7 +213,7 @@ def test_hurry_from_a_signal_handler(make, channel):
         signal.signal(signal.SIGALRM, before)
 
     assert time.monotonic() - began < 0.2 + GRACE + 1
-    assert report.killed == [handle]
+    assert report.killed == [handle], report
 
 
 def test_hurry_from_a_signal_that_comes_at_any_moment(make):

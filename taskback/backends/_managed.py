@@ -466,8 +466,8 @@ class ManagedBackend(TaskBackend):
         if self._listeners.listening:
             self._listeners.emit(WorkerDied, pid=pid, exitcode=exitcode, task_id=None if run is None else run.id)
 
-    def cannot_start(self, lane: Lane, error: BaseException) -> bool:
-        """Workers die before they are ready; True if the lane is to try again."""
+    def cannot_start(self, lane: Lane, error: BaseException, tried_ns: int) -> bool:
+        """Workers die before they are ready, the last one begun at that time; True if the lane is to try again."""
         return False
 
     def pool_broke(self, pool: Executor) -> None:

@@ -124,15 +124,19 @@ class ProcessPoolTaskBackend(ManagedBackend):
             if lane.dormant:
                 self.keeper.call(lane.start)
 
-    def cannot_start(self, lane: Lane, error: BaseException) -> bool:
-        """Workers die before they are ready: end what waits for them, unless another worker is there for it."""
+    def cannot_start(self, lane: Lane, error: BaseException, tried_ns: int) -> bool:
+        """Workers die before they are ready: end what waits for them, unless another worker is there for it.
+
+        What came after the last try had begun is not told of that: it may find things mended.
+        """
         if any(other.hopeful for other in self._processes if other is not lane):
             return True
         with self._ledger.lock:
             waiting = list(self._ledger.queue)
-        for run in waiting:
+        told = [run for run in waiting if run.queued_ns <= tried_ns]
+        for run in told:
             self.ended(run, Outcome(TaskState.LOST, error=copy(error)))  # whoever raises it adds a traceback
-        return False
+        return len(told) < len(waiting)
 
     def _lanes(self) -> list[Lane]:
         return list(self._processes)

@@ -122,8 +122,8 @@ class LaneOwner(Protocol):
         """A worker process has ended."""
         ...
 
-    def cannot_start(self, lane: Lane, error: BaseException) -> bool:
-        """Workers die before they are ready; True if the lane is to try again."""
+    def cannot_start(self, lane: Lane, error: BaseException, tried_ns: int) -> bool:
+        """Workers die before they are ready, the last one begun at that time; True if the lane is to try again."""
         ...
 
     def pool_broke(self, pool: Executor) -> None:

@@ -20,6 +20,7 @@ new one started. So what an old one says of the lane as a whole is not heard.
 import asyncio
 import logging
 import pickle
+import signal
 from typing import Final
 
 from taskback import _clock, _codec
@@ -40,6 +41,7 @@ from taskback.pools.worker_process import Ending
 logger = logging.getLogger(__name__)
 
 FAST_TRIES: Final = 3  # workers that may die before they are ready, until tasks are told
+RETRY: Final = 0.05  # seconds until it is tried again where not even a lane can be had
 FALSE_STARTS: Final = 3  # workers that a task may cost before its handler is called
 _HELLO: Final = pickle.dumps((None, (), {}))
 
@@ -89,6 +91,7 @@ class ProcessLane:
         if self._closing or not self.dormant:
             return
         self.dormant = False
+        tried_ns = _clock.monotonic_ns()
         try:
             lane = self._lane = WorkerLane(self, self._guardian, self.name)
             lane.start()
@@ -96,7 +99,8 @@ class ProcessLane:
             self._lane, self.dormant = None, True
             logger.debug("%s cannot start: %s", self.name, str(error))
             told = WorkerDiedError(None, None, why=f"a worker could not be started: {error}")
-            self._owner.cannot_start(self, told)
+            if self._owner.cannot_start(self, told, tried_ns):
+                asyncio.get_running_loop().call_later(RETRY, self._owner.look_again)
 
     def send(self, run: Run) -> bool:
         """Hand a run to the worker; False if it went back to the queue, since the worker is just ending."""
@@ -251,6 +255,8 @@ class ProcessLane:
 
     def lost(self, lane: WorkerLane, run: Run, ending: Ending) -> None:
         error = ending.error(self._number)
+        if run.stop is not None and ending.exitcode == -signal.SIGKILL:  # by its guardian, if the keeper was late
+            run.killed = True
         self._owner.withdraw(self, run)
         if error.ran is not None:
             started_ns = _clock.monotonic_ns() - int(error.ran * 1e9)
@@ -280,7 +286,7 @@ class ProcessLane:
         if tries < FAST_TRIES:
             return True
         self.dormant = True  # first: a task that comes now has another lane started, or is among those that are told
-        if not self._owner.cannot_start(self, error):
+        if not self._owner.cannot_start(self, error, lane.tried_ns):
             return False
         if lane is not self._lane:
             return False

@@ -61,6 +61,7 @@ class WorkerLane:
         self._estimate = 0.0  # seconds that a call takes
         self._heard = 0.0  # when the last reply came
         self._failures = 0  # starts that failed, in a row
+        self.tried_ns = 0  # when the last one began, on the monotonic clock
         self.thread = threading.Thread(target=self._live, name=name, daemon=True)
 
     def start(self) -> None:
@@ -150,6 +151,7 @@ class WorkerLane:
         worker: WorkerProcess | None = None
         failure: BaseException | None = None
         not_started: BaseException | None = None
+        self.tried_ns = _clock.monotonic_ns()
         try:
             worker = self._worker = WorkerProcess(self._guardian, self._source.hello(), self._bell)
             if worker.await_ready(self._source.is_over):
