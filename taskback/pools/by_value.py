@@ -26,6 +26,8 @@ class Packer:
 
     def pack(self, function: Any, arguments: Any, keywords: Any) -> "tuple[bytes, tuple[int, bytes] | None]":
         """A call as bytes, and the numbered function that they refer to, if they do; raises what pickling raises."""
+        if type(function) is FunctionType and (known := self._packed.get(function)) is not None:
+            return _codec.dumps((known[0], arguments, keywords)), known
         try:
             data = pickle.dumps((function, arguments, keywords), _codec.PROTOCOL)
             if b"__main__" not in data and b"__mp_main__" not in data:

@@ -1,7 +1,7 @@
 """The calls of a `ProcessPool`, from submit to future: the plain queue among the sources of calls.
 
 Threads: submit() and close() on any, abandon() also where a garbage collection strikes; lanes call what `Source` lists.
-Locks: _lock is a leaf. Futures are touched, calls sent and lanes started outside it.
+Locks: _lock is a leaf, and so is _states, the futures'. Futures are touched, calls sent and lanes started outside it.
 Holds: a call is in the queue, or a lane has it, or its future is done. A lane is in _idle if and only if it has asked
 for a call and there was none; whoever takes it out gives it one, or puts it back. What comes back goes to its place by
 number.
@@ -26,6 +26,7 @@ from taskback._errors import ResultNotSerializableError, TaskCancelled, WorkerDi
 from taskback.pools.by_value import Packer
 from taskback.pools.child import packets
 from taskback.pools.child.packets import Packet
+from taskback.pools.future import PoolFuture
 from taskback.pools.guardian_client import GuardianClient
 from taskback.pools.source import Message
 from taskback.pools.worker_lane import WorkerLane
@@ -93,6 +94,7 @@ class CallQueue:
         self._max_calls = max_calls
         self._packer = Packer()
         self._lock = threading.Lock()
+        self._states = threading.RLock()
         self._numbers = itertools.count(1)
         self._lane_numbers = itertools.count(1)
         self._queue: deque[_Call] = deque()
@@ -112,7 +114,7 @@ class CallQueue:
             RuntimeError: The pool is closed, or the program is ending.
         """
         self._check()
-        future: Future[Any] = Future()
+        future = PoolFuture(self._states)
         try:
             data, by_value = self._packer.pack(function, arguments, keywords)
         except Exception as error:

@@ -51,12 +51,12 @@ class PoolFuture(Future[Any]):
 
     Args:
         states (AbstractContextManager[object]): The pool's lock for the states of its futures.
-        work (Work): Function, arguments and keyword arguments.
+        work (Work): Function, arguments and keyword arguments, where the pool keeps them here.
     """
 
     __slots__ = ("_callbacks", "_exception", "_result", "_state", "_states", "_waiting", "_work")
 
-    def __init__(self, states: AbstractContextManager[object], work: Work) -> None:
+    def __init__(self, states: AbstractContextManager[object], work: Work = _NOTHING) -> None:
         # Not super().__init__(), which makes all that.
         self._states = states
         self._state = PENDING
