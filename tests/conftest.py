@@ -8,11 +8,21 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
 
 import pytest
 
 from tests import leftovers
 from tests.backends import backend, gate, kind, make  # noqa: F401  # fixtures of the contract tests
+from tests.faults import Channel
+
+
+@pytest.fixture
+def channel(tmp_path: Path) -> Iterator[Channel]:
+    """What handlers write lines on."""
+    with closing(Channel(tmp_path)) as channel:
+        yield channel
 
 
 @pytest.fixture(autouse=True)

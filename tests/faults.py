@@ -23,6 +23,16 @@ from taskback.pools import _os
 LIMIT: Final = 20.0  # seconds; the net under every wait
 
 
+# What ends a process, and the exit status that tells of it.
+CRASHES: Final = (
+    ("kill", -signal.SIGKILL),
+    ("segfault", -signal.SIGSEGV),
+    ("abort", -signal.SIGABRT),
+    ("exit", 7),
+    ("overflow", -signal.SIGSEGV),
+)
+
+
 class Channel:
     """A named pipe: handlers, and what they start, write lines on it, the test waits for them."""
 

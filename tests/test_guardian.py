@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -27,7 +26,7 @@ from taskback.pools.child.status_page import IN_USER_CODE
 from taskback.pools.guardian_client import GuardianClient
 from taskback.pools.worker_process import Ending, InitializerError, WorkerProcess, WorkerStartError
 from tests import faults
-from tests.faults import LIMIT, Channel, await_gone
+from tests.faults import LIMIT, await_gone
 from tests.helpers import few_descriptors
 
 NOTHING = _codec.dumps((None, (), {}))
@@ -65,14 +64,6 @@ def bench() -> Iterator[Bench]:
     bench = Bench()
     yield bench
     bench.close()
-
-
-@pytest.fixture
-def channel(tmp_path: Path) -> Iterator[Channel]:
-    """What functions write lines on."""
-    channel = Channel(tmp_path)
-    yield channel
-    channel.close()
 
 
 def send(worker: WorkerProcess, number: int, function: Callable[..., Any], *arguments: Any) -> None:

@@ -12,7 +12,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import wait
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -27,17 +26,10 @@ from taskback import (
     WorkerDiedError,
 )
 from tests import faults
-from tests.faults import LIMIT, Channel, await_gone
-from tests.helpers import is_running, process_backends
+from tests.faults import LIMIT, await_gone
+from tests.helpers import is_running, outcomes, process_backends
 
 Make = Callable[..., ProcessPoolTaskBackend]
-
-
-@pytest.fixture
-def channel(tmp_path: Path) -> Iterator[Channel]:
-    """What handlers write lines on."""
-    with contextlib.closing(Channel(tmp_path)) as channel:
-        yield channel
 
 
 @pytest.fixture
@@ -56,21 +48,11 @@ def await_end(handle: TaskHandle) -> BaseException | None:
 def assert_sums(backend: ProcessPoolTaskBackend) -> None:
     """The figures account for every task."""
     stats = backend.stats()
-    ended = stats.succeeded + stats.failed + stats.timed_out + stats.cancelled + stats.lost + stats.abandoned
-    assert stats.accepted == ended
+    assert stats.accepted == outcomes(stats)
     assert stats.queued == stats.running == 0
 
 
-@pytest.mark.parametrize(
-    ("how", "exitcode"),
-    [
-        ("kill", -signal.SIGKILL),
-        ("segfault", -signal.SIGSEGV),
-        ("abort", -signal.SIGABRT),
-        ("exit", 7),
-        ("overflow", -signal.SIGSEGV),
-    ],
-)
+@pytest.mark.parametrize(("how", "exitcode"), faults.CRASHES)
 def test_a_task_that_crashes_its_worker_is_lost_and_names_how(make, how, exitcode):
     """The error tells pid and exit status, and the next task runs in a new worker."""
     backend = make()

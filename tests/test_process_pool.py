@@ -25,18 +25,10 @@ import pytest
 from taskback import RemoteError, ResultNotSerializableError, WorkerDiedError
 from taskback.pools import ProcessPool
 from tests import faults
-from tests.faults import LIMIT, Channel, await_gone
+from tests.faults import LIMIT, await_gone
 from tests.helpers import run_python
 
 Make = Callable[..., ProcessPool]
-
-
-@pytest.fixture
-def channel(tmp_path: Path) -> Iterator[Channel]:
-    """What functions write lines on."""
-    channel = Channel(tmp_path)
-    yield channel
-    channel.close()
 
 
 @pytest.fixture(params=[False, True], ids=["packets", "streams"])

@@ -25,18 +25,10 @@ from taskback import WorkerDiedError
 from taskback.pools import ProcessPool
 from taskback.pools.child import loop
 from tests import faults
-from tests.faults import LIMIT, Channel, await_gone
+from tests.faults import LIMIT, await_gone
 from tests.helpers import ROOT, few_descriptors, is_running, run_python
 
 Make = Callable[..., ProcessPool]
-
-
-@pytest.fixture
-def channel(tmp_path: Path) -> Iterator[Channel]:
-    """What functions write lines on."""
-    channel = Channel(tmp_path)
-    yield channel
-    channel.close()
 
 
 @pytest.fixture
@@ -59,16 +51,7 @@ def does(pool: ProcessPool, what: str, **task: Any) -> Any:
     return pool.submit(faults.handler, {"do": what, **task})
 
 
-@pytest.mark.parametrize(
-    ("how", "exitcode"),
-    [
-        ("kill", -signal.SIGKILL),
-        ("segfault", -signal.SIGSEGV),
-        ("abort", -signal.SIGABRT),
-        ("exit", 7),
-        ("overflow", -signal.SIGSEGV),
-    ],
-)
+@pytest.mark.parametrize(("how", "exitcode"), faults.CRASHES)
 def test_a_crash_costs_its_own_call_and_says_how(make, how, exitcode):
     """Pid, exit status, signal by name, run time and peak memory; the next call runs in a new worker."""
     pool = make()

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
@@ -18,19 +16,12 @@ from taskback import ProcessPoolTaskBackend, ShutdownReport, TaskState
 from taskback._state import BackendState
 from taskback.pools.process_lane import ProcessLane
 from tests import faults
-from tests.faults import LIMIT, Channel
+from tests.faults import LIMIT
 from tests.helpers import is_running, process_backends
 
 GRACE = 0.3  # seconds
 
 Make = Callable[..., ProcessPoolTaskBackend]
-
-
-@pytest.fixture
-def channel(tmp_path: Path) -> Iterator[Channel]:
-    """What handlers write lines on."""
-    with contextlib.closing(Channel(tmp_path)) as channel:
-        yield channel
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,7 +23,7 @@ from taskback.pools.source import Message
 from taskback.pools.worker_lane import WorkerLane
 from taskback.pools.worker_process import Ending
 from tests import faults
-from tests.faults import LIMIT, Channel
+from tests.faults import LIMIT
 
 
 class Task:
@@ -187,14 +186,6 @@ def scheduler() -> Iterator[Scheduler]:
     scheduler = Scheduler(handler, grace=0.4)
     yield scheduler
     scheduler.close()
-
-
-@pytest.fixture
-def channel(tmp_path: Path) -> Iterator[Channel]:
-    """What handlers write lines on."""
-    channel = Channel(tmp_path)
-    yield channel
-    channel.close()
 
 
 def test_a_handler_runs_its_tasks(scheduler):

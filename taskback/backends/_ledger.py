@@ -80,7 +80,7 @@ class Ledger:
             if queue:
                 self.queue.push(run, _clock.monotonic())
             if self.listeners.listening:
-                self.listeners.emit(TaskQueued, **_facts(run))
+                self.listeners.emit(TaskQueued, **facts_of(run))
             return handle
 
     def come_back(self, run: Run) -> None:
@@ -112,7 +112,7 @@ class Ledger:
         for handle in run.handles:
             handle._mark_running()
         if self.listeners.listening:
-            self.listeners.emit(TaskStarted, **_facts(run))
+            self.listeners.emit(TaskStarted, **facts_of(run))
 
     # --- under way ---
 
@@ -131,7 +131,7 @@ class Ledger:
             return
         with self.lock:
             if not run.state.final and run.announce_now(_clock.monotonic_ns(), ANNOUNCE_EVERY_NS):
-                self.listeners.emit(TaskProgress, progress=progress, **_facts(run))
+                self.listeners.emit(TaskProgress, progress=progress, **facts_of(run))
 
     # --- out ---
 
@@ -182,7 +182,7 @@ class Ledger:
                 seconds=run.seconds(),
                 error_type=last.error_type,
                 error_text=last.error_text,
-                **_facts(run),
+                **facts_of(run),
             )
         return handles
 
@@ -222,7 +222,8 @@ class Ledger:
             return self._total.figures(), by_type
 
 
-def _facts(run: Run) -> dict[str, Any]:
+def facts_of(run: Run) -> dict[str, Any]:
+    """What every event about a run's task tells."""
     return {"task_id": run.id, "type": run.type, "attempt": run.attempt, "pid": run.pid}
 
 

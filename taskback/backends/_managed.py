@@ -40,7 +40,7 @@ from taskback._run import Run
 from taskback._state import BACKEND_MOVES, BackendState, TaskState
 from taskback._task import CurrentTask, Progress, Task, checked_type
 from taskback.backends._closing import Closing
-from taskback.backends._ledger import Ledger
+from taskback.backends._ledger import Ledger, facts_of
 from taskback.backends._packing import HandlerPacker
 from taskback.backends._stopping import Stopping
 from taskback.backends._watch import Watch
@@ -684,8 +684,7 @@ class ManagedBackend(TaskBackend):
             *(run.id, run.type, run.seconds() or 0.0, silent, stack or "(its worker does not tell)"),
         )
         if self._listeners.listening:
-            facts = {"task_id": run.id, "type": run.type, "attempt": run.attempt, "pid": run.pid}
-            self._listeners.emit(TaskStuck, seconds=silent, stack=stack, **facts)
+            self._listeners.emit(TaskStuck, seconds=silent, stack=stack, **facts_of(run))
 
     def _worker_stats(self, lane: Lane) -> WorkerStats | None:
         pid, run = lane.pid, lane.run
