@@ -512,7 +512,8 @@ class ManagedBackend(TaskBackend):
 
         Args:
             timeout (float | None): Seconds to drain; None takes `shutdown_timeout_seconds`. A second call, from any
-                thread or task, with a shorter one hurries the first.
+                thread or task, with a shorter one hurries the first. Each gives the one report, also one that comes
+                after the end.
 
         Returns:
             ShutdownReport: What became of the tasks that were in flight.
@@ -560,19 +561,18 @@ class ManagedBackend(TaskBackend):
         deadline = _clock.deadline_after(self._shutdown_timeout if timeout is None else timeout)
         with self._open_lock, self._ledger.lock:
             closing = self._closing
-            if self._state in (BackendState.DRAINING, BackendState.STOPPING):
-                assert closing is not None
-            elif self._state is not BackendState.RUNNING:
-                if self._state is BackendState.NEW:
-                    self._move(BackendState.STOPPED)
-                return None
-            else:
+            if self._state is BackendState.NEW:
+                self._move(BackendState.STOPPED)
+            if self._state is BackendState.STOPPED:
+                return closing
+            if self._state is BackendState.RUNNING:
                 self.keeper.start()
                 closing = self._closing = Closing(self, self._ledger, self._stopping, 0.9)
                 self._ledger.open = self._initialized = False
                 self._ledger.on_end = closing.note
                 self._move(BackendState.DRAINING)
                 self.keeper.call(closing.start, deadline)
+        assert closing is not None
         closing.hurry(deadline)
         return closing
 
