@@ -31,8 +31,7 @@ import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from taskback import _stacks
 from taskback._context import Restore, restored
@@ -55,8 +54,7 @@ _send.argtypes = (ctypes.c_ulong, ctypes.py_object)
 _send.restype = ctypes.c_int
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What came of a task: a final state, with the result or the error."""
 
     state: TaskState

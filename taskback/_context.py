@@ -5,7 +5,7 @@ Threads: any. Locks: _lock is a leaf; the registered functions are never called 
 
 import threading
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 
 from taskback._task import plain
 
@@ -65,11 +65,13 @@ def captured(extra: Mapping[str, str] | None) -> dict[str, str]:
     return {plain(name): plain(value) for name, value in found.items()}
 
 
-def restored(functions: tuple[Restore, ...], context: Mapping[str, str]) -> ExitStack:
+def restored(functions: tuple[Restore, ...], context: Mapping[str, str]) -> AbstractContextManager[object]:
     """Around a handler: everything that travelled beside its task is in place.
 
     No generator, which would set a handler's exception its traceback: a frozen one refuses that, and would be lost.
     """
+    if not functions:
+        return nullcontext()
     with ExitStack() as stack:
         for restore in functions:
             manager = restore(context)

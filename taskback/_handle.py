@@ -2,7 +2,7 @@
 
 Threads: any. A handle is ended by the ledger's owner, in two steps: `_settle` under the ledger's lock (state, result,
 those who block on it), then `_announce` outside of it (loops that await it, callbacks, which are user code).
-Locks: the future's own condition is a leaf below the ledger's lock.
+Locks: those of a light future are leaves below the ledger's lock.
 Holds: a handle ends once. Whoever is woken by it finds the backend's figures already up to date.
 """
 
@@ -10,13 +10,15 @@ import asyncio
 import os
 from collections.abc import Callable, Generator
 from concurrent.futures import Future
-from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, PENDING, RUNNING
+from concurrent.futures._base import CANCELLED_AND_NOTIFIED, PENDING, RUNNING
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, Protocol
 
 from taskback import _clock
 from taskback._call import Outcome
 from taskback._errors import ForeignHandleError
+from taskback._future import OVER, LightFuture
 from taskback._keeper import call_in
 from taskback._run import Attempt, Run
 from taskback._state import TaskState
@@ -35,7 +37,7 @@ class Owner(Protocol):
         ...
 
 
-class TaskHandle(Future[Any]):
+class TaskHandle(LightFuture):
     """A submitted task, as its submitter sees it.
 
     A `concurrent.futures.Future`, so `wait`, `as_completed` and `asyncio.wrap_future` take it, that can also be
@@ -46,15 +48,15 @@ class TaskHandle(Future[Any]):
         `concurrent.futures.Future` (Python 3.11 documentation) for what it shares with it.
     """
 
-    _done_callbacks: list[Callable[[Future[Any]], object]]  # Future's own; pinned by a test
+    __slots__ = ("_let_go_ns", "_loop_waiters", "_owner", "_pid", "_run")
 
-    def __init__(self, run: Run, owner: Owner) -> None:
-        super().__init__()
+    def __init__(self, run: Run, owner: Owner, states: AbstractContextManager[object]) -> None:
+        super().__init__(states)
         self._run = run
         self._owner = owner
         self._pid = os.getpid()
         self._let_go_ns: int | None = None  # when it let go of a run that goes on for others
-        self._loop_waiters: list[tuple[asyncio.AbstractEventLoop, Callable[[], object], object]] = []
+        self._loop_waiters: list[tuple[asyncio.AbstractEventLoop, Callable[[], object], object]] | None = None
 
     @property
     def id(self) -> str:
@@ -215,7 +217,8 @@ class TaskHandle(Future[Any]):
             BaseException: What the handler raised.
         """
         try:
-            self._refuse_to_block()
+            if self._state not in OVER:
+                self._refuse_to_block()
             return super().result(timeout)
         finally:
             del self  # an error's traceback holds this frame, and the handle the error
@@ -235,17 +238,18 @@ class TaskHandle(Future[Any]):
             ForeignHandleError: In a fork of the process that submitted it.
             RuntimeError: Called in the event loop that is to run the task, which would wait for itself.
         """
-        self._refuse_to_block()
+        if self._state not in OVER:
+            self._refuse_to_block()
         return super().exception(timeout)
 
     def _refuse_foreign(self) -> None:
-        if self._pid != os.getpid() and self._state not in (FINISHED, CANCELLED_AND_NOTIFIED):
+        if self._pid != os.getpid() and self._state not in OVER:
             raise ForeignHandleError(self.id, self._pid)
 
     def _refuse_to_block(self) -> None:
         self._refuse_foreign()
         home = self._run.home_loop
-        if home is not None and not self.done() and asyncio._get_running_loop() is home:
+        if home is not None and asyncio._get_running_loop() is home:
             raise RuntimeError(f"task {self.id} runs in this event loop; blocking on it here would never end: await it")
 
     def add_done_callback(self, fn: Callable[[Future[Any]], object]) -> None:
@@ -276,11 +280,11 @@ class TaskHandle(Future[Any]):
         Returns:
             int: How many times it was found.
         """
-        with self._condition:
-            before = len(self._loop_waiters) + len(self._done_callbacks)
-            self._loop_waiters = [entry for entry in self._loop_waiters if entry[2] != fn]
-            self._done_callbacks = [other for other in self._done_callbacks if other != fn]
-            return before - len(self._loop_waiters) - len(self._done_callbacks)
+        with self._states:
+            waiters, callbacks = self._loop_waiters or [], self._callbacks or []
+            self._loop_waiters = [entry for entry in waiters if entry[2] != fn]
+            self._callbacks = [other for other in callbacks if other != fn]
+            return len(waiters) + len(callbacks) - len(self._loop_waiters) - len(self._callbacks)
 
     def __await__(self) -> Generator[Any, None, Any]:
         try:
@@ -310,40 +314,32 @@ class TaskHandle(Future[Any]):
                 self.remove_done_callback(waiter)  # type: ignore[arg-type]  # the waiter is its own key
 
     def _wake_in_loop(self, loop: asyncio.AbstractEventLoop, wake: Callable[[], object], key: object) -> None:
-        with self._condition:
-            if self._state in (PENDING, RUNNING):
+        with self._states:
+            if self._state not in OVER:
+                if self._loop_waiters is None:
+                    self._loop_waiters = []
                 self._loop_waiters.append((loop, wake, key))
                 return
         loop.call_soon(wake)
 
     def _mark_running(self) -> None:
         """The handler has been called. Under the ledger's lock."""
-        with self._condition:
+        with self._states:
             if self._state == PENDING:
                 self._state = RUNNING
 
     def _settle(self, outcome: Outcome) -> None:
         """End the handle, without its callbacks. Under the ledger's lock."""
-        with self._condition:
-            if outcome.state is TaskState.CANCELLED:
-                # From the first moment on as `concurrent.futures.wait` knows a cancelled future that is over.
-                self._state = CANCELLED_AND_NOTIFIED
-                for waiter in self._waiters:
-                    waiter.add_cancelled(self)
-            elif outcome.error is not None:
-                self._exception, self._state = outcome.error, FINISHED
-                for waiter in self._waiters:
-                    waiter.add_exception(self)
-            else:
-                self._result, self._state = outcome.value, FINISHED
-                for waiter in self._waiters:
-                    waiter.add_result(self)
-            self._condition.notify_all()
+        if outcome.state is TaskState.CANCELLED:
+            # From the first moment on as `concurrent.futures.wait` knows a cancelled future that is over.
+            self._end(None, None, CANCELLED_AND_NOTIFIED)
+        else:
+            self._end(outcome.value, outcome.error)
 
     def _wake_loops(self) -> None:
         """Wake the loops that await the handle. After `_settle`, outside of any lock; runs no user code."""
-        waiters, self._loop_waiters = self._loop_waiters, []
-        for loop, wake, _ in waiters:
+        waiters, self._loop_waiters = self._loop_waiters, None
+        for loop, wake, _ in waiters or ():
             call_in(loop, wake)  # if it has closed, nobody waits there any more
 
     def __repr__(self) -> str:

@@ -6,7 +6,7 @@ A run's fields are written under the ledger's lock. Reading one field without it
 import asyncio
 import contextvars
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from taskback import _clock, _codec
 from taskback._call import Outcome
@@ -39,6 +39,10 @@ class Attempt:
     traceback: str | None = None
 
 
+Told = tuple[str | None, str | None, str | None]  # an error's type, text and traceback
+NOTHING_TOLD: Final[Told] = (None, None, None)
+
+
 class Run:
     """See the top of the file. `task` is the submitter's dict, copied; `data` the same as bytes, for processes."""
 
@@ -46,7 +50,6 @@ class Run:
         "_announced_ns",
         "_task",
         "attempt",
-        "attempts",
         "call",
         "context",
         "data",
@@ -69,6 +72,7 @@ class Run:
         "state",
         "stop",
         "timeout",
+        "told",
         "type",
         "variables",
     )
@@ -104,7 +108,7 @@ class Run:
         self.lane: Any = None  # what runs it, from the moment on that it is handed over
         self.call: Any = None  # the call under way, in this process
         self.attempt = 1
-        self.attempts: tuple[Attempt, ...] = ()
+        self.told = NOTHING_TOLD  # of the error that it ended with
         self.pid: int | None = None
         self.progress: Progress | None = None
         self.queued_ns = _clock.monotonic_ns()
@@ -121,6 +125,22 @@ class Run:
         assert self.data is not None
         task: Task = _codec.loads(self.data)
         return task
+
+    @property
+    def attempts(self) -> tuple[Attempt, ...]:
+        """The attempts that have ended."""
+        if self.finished_ns is None or not self.state.final:
+            return ()
+        return (
+            Attempt(
+                self.attempt,
+                self.pid,
+                _clock.epoch(self.started_ns),
+                _clock.epoch_ns(self.finished_ns) / 1e9,
+                self.state,
+                *self.told,
+            ),
+        )
 
     def seconds(self) -> float | None:
         """How long it has run, None if it never started."""

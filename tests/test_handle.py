@@ -35,7 +35,8 @@ class Owner:
 
 def make_handle() -> TaskHandle:
     """The handle of a queued run."""
-    return TaskHandle(Run("id", "type", {}, None, context={}, priority=0, ready_at=0.0, timeout=None), Owner())
+    run = Run("id", "type", {}, None, context={}, priority=0, ready_at=0.0, timeout=None)
+    return TaskHandle(run, Owner(), threading.RLock())
 
 
 def end(handle: TaskHandle, outcome: Outcome) -> None:
@@ -59,7 +60,7 @@ def test_asyncio_wait_takes_a_handle_on_an_idle_loop():
         return done, pending
 
     assert asyncio.run(main()) == ({handle}, set())
-    assert handle._loop_waiters == []
+    assert not handle._loop_waiters
 
 
 def test_asyncio_wait_that_gives_up_leaves_nothing_on_the_handle():
@@ -70,7 +71,7 @@ def test_asyncio_wait_that_gives_up_leaves_nothing_on_the_handle():
         return await asyncio.wait([handle], timeout=0)  # type: ignore[type-var]
 
     assert asyncio.run(main()) == (set(), {handle})
-    assert handle._loop_waiters == []
+    assert not handle._loop_waiters
 
 
 def test_a_callback_is_taken_out_as_often_as_it_was_added():
@@ -164,7 +165,7 @@ def test_a_callback_of_asyncios_own_is_known_by_its_module():
             added.append(fn)
             super().add_done_callback(fn)
 
-    handle = Notes(make_handle()._run, Owner())
+    handle = Notes(make_handle()._run, Owner(), threading.RLock())
 
     asyncio.run(asyncio.wait_for(asyncio.wait([handle], timeout=0), 5))  # type: ignore[type-var]
 
@@ -258,7 +259,7 @@ def test_several_loops_may_await_one_handle():
         end(handle, DONE)
 
         assert [result.result(10) for result in results] == [("done", True)] * 3
-    assert handle._loop_waiters == []
+    assert not handle._loop_waiters
 
 
 def test_an_awaiter_that_is_cancelled_as_the_handle_ends_harms_nobody():

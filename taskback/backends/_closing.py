@@ -43,7 +43,6 @@ class Closable(Protocol):
     _name: str
     _callbacks: Courier
     _listeners: Listeners
-    _in_user_code: dict[int, str]
     _idle: list[Lane]
 
     def _move(self, state: BackendState) -> None: ...
@@ -51,6 +50,10 @@ class Closable(Protocol):
     def _nothing_will_start(self) -> None: ...
 
     async def _close_lanes(self, soft: float, hard: float) -> tuple[list[int], list[str]]: ...
+
+    def held_by_user_code(self) -> dict[str, str]:
+        """By name the threads of ours that are in user code, and in which."""
+        ...
 
     def ended(self, run: Run, outcome: Outcome) -> None:
         """The run is over; the first to say so wins."""
@@ -138,9 +141,10 @@ class Closing:
         for name, courier in (("callbacks", self._backend._callbacks), ("listeners", self._backend._listeners)):
             if not courier.stop(until_user_code_ends(soft, hard)):
                 stuck.append(f"{self._backend._name}-{name}")
-        held = list(self._backend._in_user_code.values())
+        held = self._backend.held_by_user_code()
         self._report.dying = dying
-        self._report.stuck = [name for name in stuck if not any(each.startswith(f"{name}: ") for each in held)] + held
+        self._report.stuck = [name for name in stuck if name not in held]
+        self._report.stuck += [f"{name}: {what}" for name, what in held.items()]
 
     def _wake(self) -> None:
         self._keeper.call(self._changed.set)

@@ -19,7 +19,7 @@ from taskback._errors import TaskTimeoutError, UnknownTaskError
 from taskback._events import Listeners, TaskFinished, TaskProgress, TaskQueued, TaskStarted
 from taskback._handle import TaskHandle
 from taskback._report import Tally, TypeStats
-from taskback._run import Attempt, Run
+from taskback._run import NOTHING_TOLD, Run, Told
 from taskback._state import TASK_MOVES, TaskState
 from taskback._task import ANNOUNCE_EVERY_NS, Progress
 from taskback.scheduler.queue import TaskQueue
@@ -30,6 +30,7 @@ class Ledger:
 
     def __init__(self, listeners: Listeners, keep_ended: int) -> None:
         self.lock = threading.Lock()
+        self._states = threading.RLock()  # of handles; see LightFuture
         self.open = False
         self.runs: dict[str, Run] = {}
         self.queue = TaskQueue()
@@ -53,7 +54,7 @@ class Ledger:
         run = self.runs.get(task_id)
         if run is None or not self.open:
             return None
-        handle = TaskHandle(run, owner)
+        handle = TaskHandle(run, owner, self._states)
         if run.state is TaskState.RUNNING:
             handle._mark_running()
         run.handles.append(handle)
@@ -69,7 +70,7 @@ class Ledger:
             joined = self._join(run.id, owner)
             if joined is not None:
                 return joined
-            handle = TaskHandle(run, owner)
+            handle = TaskHandle(run, owner, self._states)
             run.handles.append(handle)
             self._sequence += 1
             run.sequence = self._sequence
@@ -149,7 +150,7 @@ class Ledger:
         return handles
 
     def _end(
-        self, run: Run, outcome: Outcome, told: "_Told", pid: int | None, started_ns: int | None
+        self, run: Run, outcome: Outcome, told: Told, pid: int | None, started_ns: int | None
     ) -> list[TaskHandle] | None:
         if run.state.final:
             return None
@@ -163,7 +164,7 @@ class Ledger:
             told = _told_of_ours(verdict.error, told)
         outcome = verdict
         self._move(run, outcome.state)
-        run.attempts = (*run.attempts, _attempt(run, outcome, told))
+        run.told = told
         run.outcome = outcome
         run.call = None
         run.lane = None  # a handle that is kept must not keep a worker's descriptors
@@ -175,13 +176,12 @@ class Ledger:
         if self.on_end is not None:
             self.on_end(run, handles)
         if self.listeners.listening:
-            last = run.attempts[-1]
             self.listeners.emit(
                 TaskFinished,
                 state=outcome.state,
                 seconds=run.seconds(),
-                error_type=last.error_type,
-                error_text=last.error_text,
+                error_type=told[0],
+                error_text=told[1],
                 **facts_of(run),
             )
         return handles
@@ -227,7 +227,7 @@ def facts_of(run: Run) -> dict[str, Any]:
     return {"task_id": run.id, "type": run.type, "attempt": run.attempt, "pid": run.pid}
 
 
-def _verdict(run: Run, outcome: Outcome, told: "_Told") -> Outcome:
+def _verdict(run: Run, outcome: Outcome, told: Told) -> Outcome:
     """What a run ends as: what it was told to stop for wins over whatever its handler made of that."""
     if run.stop is None or outcome.state is TaskState.ABANDONED:
         return outcome
@@ -240,35 +240,18 @@ def _verdict(run: Run, outcome: Outcome, told: "_Told") -> Outcome:
     return Outcome(TaskState.CANCELLED)
 
 
-_Told = tuple[str | None, str | None, str | None]  # an error's type, text and traceback
-
-
-def _told(error: BaseException | None) -> _Told:
+def _told(error: BaseException | None) -> Told:
     if error is None:
-        return None, None, None
+        return NOTHING_TOLD
     return _codec.error_type(error), _codec.error_text(error), _codec.error_traceback(error)
 
 
-def _told_of_ours(error: BaseException | None, cause: _Told) -> _Told:
+def _told_of_ours(error: BaseException | None, cause: Told) -> Told:
     """The same of an error of ours, under the lock: what its cause says is user code, and was told before."""
     if error is None:
-        return None, None, None
+        return NOTHING_TOLD
     name, text = _codec.type_name(error), str(error)
     trace = f"{name}: {text}\n"
     if error.__cause__ is not None:
         trace = f"{cause[2]}\nThe above exception was the direct cause of the following exception:\n\n{trace}"
     return name, text, trace
-
-
-def _attempt(run: Run, outcome: Outcome, told: _Told) -> Attempt:
-    assert run.finished_ns is not None
-    return Attempt(
-        number=run.attempt,
-        pid=run.pid,
-        started_at=_clock.epoch(run.started_ns),
-        finished_at=_clock.epoch_ns(run.finished_ns) / 1e9,
-        outcome=outcome.state,
-        error_type=told[0],
-        error_text=told[1],
-        traceback=told[2],
-    )

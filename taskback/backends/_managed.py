@@ -110,7 +110,7 @@ class ManagedBackend(TaskBackend):
             self._watch = Watch(self._stuck_after, *watched, self.keeper, self._callbacks)
         self._closing: Closing | None = None
         self._idle: list[Lane] = []
-        self._in_user_code: dict[int, str] = {}
+        self._in_user_code: dict[int, tuple[str, str]] = {}  # by thread: what it does, of which task
 
     # --- what subclasses say ---
 
@@ -408,15 +408,21 @@ class ManagedBackend(TaskBackend):
 
     def _call_back(self, handles: list[TaskHandle]) -> None:
         for handle in handles:
-            with self.user_code(f"a callback of task {handle.id}"):
+            with self.user_code("a callback", handle.id):
                 try:
                     handle._invoke_callbacks()  # type: ignore[attr-defined]  # Future's own; pinned by a test
                 except BaseException:
                     logger.error("a callback of task %s raised", handle.id, exc_info=True)
 
-    def user_code(self, what: str) -> "UserCodeMark":
+    def user_code(self, what: str, task_id: str) -> "UserCodeMark":
         """Around user code on a thread of ours, so that a shutdown can say what holds that thread."""
-        return UserCodeMark(self._in_user_code, what)
+        return UserCodeMark(self._in_user_code, (what, task_id))
+
+    def held_by_user_code(self) -> dict[str, str]:
+        """By name the threads of ours that are in user code, and in which."""
+        names = {thread.ident: thread.name for thread in threading.enumerate()}
+        held = list(self._in_user_code.items())
+        return {names.get(thread, "?"): f"{what} of task {task_id}" for thread, (what, task_id) in held}
 
     def abandoned(self, run: Run) -> None:
         """The run's thread is given up; the run ends ABANDONED."""
@@ -706,13 +712,13 @@ class UserCodeMark:
 
     __slots__ = ("_thread", "_what", "_where")
 
-    def __init__(self, where: dict[int, str], what: str) -> None:
+    def __init__(self, where: dict[int, tuple[str, str]], what: tuple[str, str]) -> None:
         self._where = where
         self._what = what
         self._thread = threading.get_ident()
 
     def __enter__(self) -> None:
-        self._where[self._thread] = f"{threading.current_thread().name}: {self._what}"
+        self._where[self._thread] = self._what
 
     def __exit__(self, *exc_info: object) -> None:
         self._where.pop(self._thread, None)
@@ -749,7 +755,6 @@ def _log(run: Run) -> None:
         run.id,
         run.type,
         outcome.state.value.replace("_", " "),
-        run.attempts[-1].error_type,
-        run.attempts[-1].error_text,
+        *run.told[:2],
         exc_info=outcome.error if traces else None,
     )

@@ -165,7 +165,7 @@ class ProcessPoolTaskBackend(ManagedBackend):
             lane.kill()
         limit = until_user_code_ends(soft, hard)
         await self._all_gone(limit)
-        held_by_users = {where.partition(":")[0] for where in list(self._in_user_code.values())}
+        held_by_users = self.held_by_user_code()
         if any(not lane.gone.is_set() and lane.name not in held_by_users for lane in self._processes):
             await self._all_gone(hard)  # what it waits for is the kernel
             limit = max(hard, _clock.monotonic() + TURN)

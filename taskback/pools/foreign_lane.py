@@ -94,7 +94,7 @@ class ForeignLane:
             return Outcome(TaskState.LOST, error=_died(run, error))
         except BaseException as error:  # the pool's own, for our call itself raises nothing
             return Outcome(TaskState.FAILED, error=error)
-        with self._owner.user_code(f"rebuilding the result of task {run.id}"):
+        with self._owner.user_code("rebuilding the result", run.id):
             reply = calls.unpack_reply(data)
             run.pid = reply.pid
             if reply.progress is not None:

@@ -130,7 +130,7 @@ class LaneOwner(Protocol):
         """A pool of somebody else takes no more calls."""
         ...
 
-    def user_code(self, what: str) -> "UserCode":
+    def user_code(self, what: str, task_id: str) -> "UserCode":
         """Around user code on a thread of the pool's, so that a shutdown can say what holds that thread."""
         ...
 

@@ -233,7 +233,7 @@ class ProcessLane:
         try:
             if packet.problem:
                 raise OSError(f"the handler has returned, but {packet.problem}")
-            with self._owner.user_code(f"rebuilding the result of task {run.id}"):
+            with self._owner.user_code("rebuilding the result", run.id):
                 reply = calls.unpack_reply(packet.data)
                 outcome = reply.outcome()
             if reply.progress is not None:

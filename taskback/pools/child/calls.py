@@ -11,8 +11,7 @@ import os
 import pickle
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from taskback import _clock, _codec, _role
 from taskback._call import Call, Handler, Outcome, SignalMarks, close_struck
@@ -25,8 +24,7 @@ MAX_PROGRESS_BYTES: Final = 8192
 MAX_HANDLERS: Final = 8  # kept a process: a pool that several backends share has one for each
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """A call, as it is sent.
 
     `handler_key` names the handler's bytes, which a process loads once; they may be left out where it has.
@@ -45,7 +43,7 @@ class Request:
 
     def pack(self) -> bytes:
         """As bytes; only built-in types, so it can always be read."""
-        return pickle.dumps(tuple(getattr(self, name) for name in self.__slots__), _codec.PROTOCOL)
+        return pickle.dumps(tuple(self), _codec.PROTOCOL)
 
 
 PackedProgress = tuple[float | None, float | None, str | None, bytes | None]
@@ -67,8 +65,7 @@ def unpack_progress(packed: PackedProgress) -> Progress:
     return Progress(done, total, stage, {} if data is None else _codec.PackedMapping(data))
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(NamedTuple):
     """What came of it. `value` is a pickled result, or what `pack_error` gives."""
 
     state: TaskState
