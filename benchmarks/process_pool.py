@@ -1,6 +1,7 @@
 """`taskback.pools.ProcessPool` against the stock `ProcessPoolExecutor`: no-op calls, two workers, ratios of one run.
 
-Rounds of the two take turns, so that both meet the same machine; of the rounds the median counts.
+The process backend, which keeps handles, figures and limits as well, is measured beside them with no-op tasks. Rounds
+take turns, so that all meet the same machine; of the rounds the median counts.
 """
 
 from __future__ import annotations
@@ -8,9 +9,11 @@ from __future__ import annotations
 import statistics
 import sys
 import time
-from concurrent.futures import Executor, ProcessPoolExecutor
-from typing import Final
+from collections.abc import Callable
+from concurrent.futures import Future, ProcessPoolExecutor
+from typing import Any, Final
 
+from taskback import ProcessPoolTaskBackend
 from taskback.pools import ProcessPool
 
 ROUNDS: Final = 7
@@ -25,47 +28,69 @@ def nothing(value: int) -> int:
     return value
 
 
-def round_trip(pool: Executor) -> float:
+def handler(task: dict[str, Any]) -> Any:
+    """The same for a task."""
+    return task["n"]
+
+
+Submit = Callable[[int], "Future[Any]"]
+
+
+def round_trip(submit: Submit) -> float:
     """Seconds from submit to result, one at a time: the median."""
     times = []
     for number in range(TRIPS):
         began = time.perf_counter()
-        pool.submit(nothing, number).result()
+        submit(number).result()
         times.append(time.perf_counter() - began)
     return statistics.median(times)
 
 
-def burst(pool: Executor) -> float:
+def burst(submit: Submit) -> float:
     """Calls a second, when all are submitted at once."""
     began = time.perf_counter()
-    futures = [pool.submit(nothing, number) for number in range(BURST)]
+    futures = [submit(number) for number in range(BURST)]
     for number, future in enumerate(futures):
         assert future.result() == number
     return BURST / (time.perf_counter() - began)
 
 
-def replacement(pool: ProcessPool) -> float:
-    """Seconds from the death of the worker to the next result."""
-    pool.submit(nothing, 0).result()
-    began = time.perf_counter()
-    pool.submit(sys.exit, 0).exception()
-    return time.perf_counter() - began
-
-
 def main() -> int:
     """Print the figures; 1 where a bar is missed."""
-    with ProcessPoolExecutor(2) as stock, ProcessPool(2) as ours:
-        for pool in (stock, ours):
-            burst(pool)  # both have their workers, and are warm
-        trips = [(round_trip(stock), round_trip(ours)) for _ in range(ROUNDS)]
-        bursts = [(burst(stock), burst(ours)) for _ in range(ROUNDS)]
-    trip = statistics.median(mine / theirs for theirs, mine in trips)
-    rate = statistics.median(mine / theirs for theirs, mine in bursts)
-    for name, pairs, unit, factor in (("round trip p50", trips, "us", 1e6), (f"burst of {BURST}", bursts, "/s", 1.0)):
-        theirs, mine = (statistics.median(side) * factor for side in zip(*pairs, strict=True))
-        print(f"{name:16s} stock {theirs:9.0f} {unit}   ours {mine:9.0f} {unit}")
-    print(f"round trip: {trip:.2f} of stock (at most {MOST_TRIP})   burst: {rate:.2f} x stock (at least {LEAST_BURST})")
+    with (
+        ProcessPoolExecutor(2) as stock,
+        ProcessPool(2) as pool,
+        ProcessPoolTaskBackend(handler, max_workers=2) as backend,
+    ):
+        submits: list[Submit] = [
+            lambda number: stock.submit(nothing, number),
+            lambda number: pool.submit(nothing, number),
+            lambda number: backend.submit_sync({"n": number}),
+        ]
+        for submit in submits:
+            burst(submit)  # it has its workers, and is warm
+        trips = [[round_trip(submit) for submit in submits] for _ in range(ROUNDS)]
+        bursts = [[burst(submit) for submit in submits] for _ in range(ROUNDS)]
+    for name, rounds, unit, factor in (("round trip p50", trips, "us", 1e6), (f"burst of {BURST}", bursts, "/s", 1.0)):
+        figures = [statistics.median(side) * factor for side in zip(*rounds, strict=True)]
+        print(
+            f"{name:16s} stock {figures[0]:7.0f} {unit}   pool {figures[1]:7.0f} {unit}   backend {figures[2]:7.0f} {unit}"
+        )
+    trip, backend_trip = ratios(trips)
+    rate, backend_rate = ratios(bursts)
+    print(
+        f"pool:    round trip {trip:.2f} of stock (at most {MOST_TRIP}), burst {rate:.2f} x stock (at least {LEAST_BURST})"
+    )
+    print(f"backend: round trip {backend_trip:.2f} of stock, burst {backend_rate:.2f} x stock")
     return 0 if trip <= MOST_TRIP and rate >= LEAST_BURST else 1
+
+
+def ratios(rounds: list[list[float]]) -> tuple[float, float]:
+    """The medians of ours over stock, round by round."""
+    return (
+        statistics.median(pool / stock for stock, pool, _ in rounds),
+        statistics.median(backend / stock for stock, _, backend in rounds),
+    )
 
 
 if __name__ == "__main__":

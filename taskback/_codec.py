@@ -150,6 +150,17 @@ def without_our_frames(error: BaseException) -> Any:
     return frame or error.__traceback__
 
 
+def frameless(error: BaseException) -> BaseException:
+    """The error, and what led to it, without tracebacks: those keep whatever their frames and callers refer to."""
+    left: list[BaseException | None] = [error]
+    while left:
+        one = left.pop()
+        if one is not None and one.__traceback__ is not None:
+            one.__traceback__ = None
+            left += (one.__cause__, one.__context__)
+    return error
+
+
 def error_type(error: BaseException) -> str:
     """The type's name, of the remote one where `error` stands for it."""
     return error.type_name if isinstance(error, RemoteError) else type_name(error)

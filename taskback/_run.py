@@ -61,6 +61,7 @@ class Run:
         "killed",
         "lane",
         "moved_ns",
+        "number",
         "outcome",
         "pid",
         "priority",
@@ -107,6 +108,7 @@ class Run:
         self.outcome: Outcome | None = None  # from its end on until that is logged
         self.lane: Any = None  # what runs it, from the moment on that it is handed over
         self.call: Any = None  # the call under way, in this process
+        self.number = 0  # of the call that its worker process was sent
         self.attempt = 1
         self.told = NOTHING_TOLD  # of the error that it ended with
         self.pid: int | None = None

@@ -43,8 +43,6 @@ class Task:
 class Scheduler:
     """A source that gives one task at a time, as a backend's would."""
 
-    sends_ahead = False
-
     def __init__(self, handler: Any, grace: float) -> None:
         self._handler = _codec.dumps((handler, ()))
         self._grace = grace
@@ -98,6 +96,8 @@ class Scheduler:
     def take_ahead(self, most: int) -> list[Task]:
         return []
 
+    def sent(self, lane: WorkerLane, item: Task) -> None: ...
+
     def withdraw(self, lane: WorkerLane) -> None:
         with self._lock:
             self._idle = None
@@ -138,7 +138,7 @@ class Scheduler:
 
     def worker_started(self, lane: WorkerLane, pid: int) -> None: ...
 
-    def worker_ended(self, lane: WorkerLane, ending: Ending) -> None: ...
+    def worker_ended(self, lane: WorkerLane, ending: Ending, item: Task | None) -> None: ...
 
     def cannot_start(self, lane: WorkerLane, error: BaseException, tries: int) -> bool:
         return not self.closed

@@ -2,9 +2,12 @@
 
 Threads: submit, cancel, shutdown on any; lanes call back on theirs; limits and the shutdown run on the keeper's.
 Locks: _open_lock is held while the backend starts; of the program's only what makes a pool runs under it. Below it
-comes the ledger's lock (see there), which also guards _state, _idle and every lane's `run`. Decide under it, act
+comes the ledger's lock (see there), which also guards _state, _idle and which lane has which run. Decide under it, act
 outside.
 Holds: a run is handed to one lane at a time. Every run that is handed over comes to `ended` or to `come_back`.
+
+Lanes with a worker process take runs themselves (`next_run`), and only a lane that found none is in _idle; the others
+are in _idle whenever they have no run. Whoever brings a run hands it to an idle lane.
 
 Race: cancel and start. cancel() sets `stop` under the ledger's lock; a lane asks may_start() under it, just before it
 calls the handler. Whichever comes second sees the other: the run never starts, or it is interrupted. An interruption
@@ -48,6 +51,7 @@ from taskback.pools.lane import Lane
 
 logger = logging.getLogger(__name__)
 
+MAY_START = (BackendState.RUNNING, BackendState.DRAINING)  # tasks, in a backend of that state
 MAX_ABANDONED = 4  # threads given up that are replaced; beyond that tasks wait for one of them to end
 
 
@@ -310,7 +314,7 @@ class ManagedBackend(TaskBackend):
             self._hand_over(run)
 
     def _next(self) -> Run | None:
-        if not len(self._ledger.queue) or self._state not in (BackendState.RUNNING, BackendState.DRAINING):
+        if not len(self._ledger.queue) or self._state not in MAY_START:
             return None
         if not self._has_lane():
             self._lanes_wanted()
@@ -318,22 +322,53 @@ class ManagedBackend(TaskBackend):
         run = self._ledger.queue.pop(_clock.monotonic())
         if run is None:
             return None
-        lane = self._take_lane(run)
-        run.lane, lane.run = lane, run
+        lane = run.lane = self._take_lane(run)
+        lane.took(run)
         return run
+
+    def next_run(self, lane: Lane) -> Run | None:
+        """What the lane is to do, whose worker is free; None makes it idle."""
+        with self._ledger.lock:
+            run = self._ledger.queue.pop(_clock.monotonic()) if self._state in MAY_START else None
+            if run is not None:
+                run.lane = lane
+                lane.took(run)
+            elif self._lane_freed(lane) and lane not in self._idle:
+                self._idle.append(lane)
+            return run
+
+    def more_runs(self, lane: Lane, most: int) -> list[Run]:
+        """What it may do after that, as anybody may: the next ones, up to the first that has a time limit."""
+        runs: list[Run] = []
+        with self._ledger.lock:
+            queue = self._ledger.queue
+            if self._state not in MAY_START or not len(queue):
+                return runs
+            now = _clock.monotonic()
+            while len(runs) < most and (run := queue.first(now)) is not None and run.timeout is None:
+                queue.discard(run)
+                run.lane = lane
+                lane.took(run)
+                runs.append(run)
+        return runs
 
     def _hand_over(self, run: Run) -> None:
         lane: Lane = run.lane
         try:
             lane.send(run)
-            if self._watch is not None:
-                self._watch.see_to_it()
+            self.handed_over()
         except BaseException as error:
-            logger.error("task %s could not be handed over", run.id, exc_info=True)
-            self.ended(run, Outcome(TaskState.FAILED, error=error))
+            # Without its frames, which would keep the lane for as long as somebody has the error.
+            logger.error("task %s could not be handed over\n%s", run.id, _codec.traceback_text(error))
+            self.ended(run, Outcome(TaskState.FAILED, error=_codec.frameless(error)))
             self.idle(lane, run)
 
     # --- what lanes say ---
+
+    def handed_over(self) -> None:
+        """A lane has sent a run."""
+        if self._watch is not None:
+            self._watch.see_to_it()
 
     def may_start(self, run: Run, call: Call | AsyncCall) -> bool:
         """The handler is about to be called in this process; False if it must not be any more."""
@@ -448,19 +483,17 @@ class ManagedBackend(TaskBackend):
     def idle(self, lane: Lane, run: Run | None) -> None:
         """The lane is ready, or has finished `run`, and can take another one."""
         with self._ledger.lock:
-            if lane.run is run:
-                lane.run = None
+            if run is not None:
+                lane.left(run)
             if lane.run is None and self._lane_freed(lane) and lane not in self._idle:
                 self._idle.append(lane)
         self.look_again()
 
-    def withdraw(self, lane: Lane, run: Run | None) -> None:
-        """The lane can take none until it says that it is idle, and has nothing more to do with `run`."""
+    def withdraw(self, lane: Lane) -> None:
+        """The lane can take none until it asks again, or says that it is idle."""
         with self._ledger.lock:
             if lane in self._idle:
                 self._idle.remove(lane)
-            if run is not None and lane.run is run:
-                lane.run = None
 
     def worker_started(self, pid: int) -> None:
         """A worker process is ready."""

@@ -109,7 +109,8 @@ class SyncTaskBackend(ManagedBackend):
 
     def _go(self, run: Run, lane: Any) -> None:
         with self._ledger.lock:
-            run.lane, lane.run = lane, run
+            run.lane = lane
+            lane.took(run)
         self._hand_over(run)
 
     def _lane_freed(self, lane: Any) -> bool:

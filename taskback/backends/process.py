@@ -116,6 +116,20 @@ class ProcessPoolTaskBackend(ManagedBackend):
         for lane in self._processes:
             self.keeper.call(lane.start)
 
+    def _accepted(self, run: Run, queue: bool) -> None:
+        for lane in self._processes:
+            lane.give_back(run.priority)
+        super()._accepted(run, queue)
+
+    def next_run(self, lane: Lane) -> Run | None:
+        """What the lane is to do: of what another one was sent ahead, too, where nothing is queued."""
+        run = super().next_run(lane)
+        if run is None:
+            fullest = max(self._processes, key=_ahead, default=None)
+            if fullest is not None and fullest is not lane and fullest.ahead > 1:
+                fullest.give_back()
+        return run
+
     def _lane_freed(self, lane: Lane) -> bool:
         return lane in self._processes  # not one that a callback held until after the shutdown
 
@@ -196,3 +210,7 @@ class ProcessPoolTaskBackend(ManagedBackend):
         worker_process.disown_all()
         self._inherited.append((self._processes, self._guardian))
         super().forked()
+
+
+def _ahead(lane: ProcessLane) -> int:
+    return lane.ahead

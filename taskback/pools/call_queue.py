@@ -76,8 +76,6 @@ class CallQueue:
         max_calls (int | None): After so many a worker is replaced.
     """
 
-    sends_ahead = True
-
     def __init__(
         self,
         name: str,
@@ -253,6 +251,9 @@ class CallQueue:
             taken = [self._queue.popleft() for _ in range(min(most, len(self._queue)))]
         return [call for call in taken if call.begins()]
 
+    def sent(self, lane: WorkerLane, item: _Call) -> None:
+        """A plain call cannot be stopped by its caller any more."""
+
     def withdraw(self, lane: WorkerLane) -> None:
         with self._lock:
             if lane in self._idle:
@@ -314,7 +315,7 @@ class CallQueue:
         if self._why_killed:  # while it was being started
             lane.kill(self._why_killed)
 
-    def worker_ended(self, lane: WorkerLane, ending: Ending) -> None:
+    def worker_ended(self, lane: WorkerLane, ending: Ending, item: _Call | None) -> None:
         if ending.why or ending.exitcode:
             logger.debug("%s: %r", lane.name, ending)
 

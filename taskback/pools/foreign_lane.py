@@ -20,12 +20,12 @@ from taskback._run import Run
 from taskback._state import TaskState
 from taskback.pools import trees
 from taskback.pools.child import calls
-from taskback.pools.lane import LaneOwner
+from taskback.pools.lane import LaneOwner, OneRun
 
 logger = logging.getLogger(__name__)
 
 
-class ForeignLane:
+class ForeignLane(OneRun):
     """See the top of the file.
 
     Args:
@@ -34,7 +34,7 @@ class ForeignLane:
     """
 
     def __init__(self, owner: LaneOwner, find_pool: Callable[[], Executor]) -> None:
-        self.run: Run | None = None
+        super().__init__()
         self._owner = owner
         self._find_pool = find_pool
         self._pool: Executor | None = None  # once something was sent

@@ -1,6 +1,6 @@
 """What a lane is, and what it may ask of the backend that owns it.
 
-A lane is one worker and what drives it: it is sent one run at a time, and says what became of it.
+A lane is one worker and what drives it: it is sent runs, and says what became of them.
 """
 
 from concurrent.futures import Executor
@@ -15,7 +15,18 @@ from taskback._task import Progress
 class Lane(Protocol):
     """One worker, or one place in somebody else's pool."""
 
-    run: Run | None  # what it was sent last and has not finished; written under the ledger's lock
+    @property
+    def run(self) -> Run | None:
+        """What it is at; the first one of those that it has."""
+        ...
+
+    def took(self, run: Run) -> None:
+        """The run is handed to it. Under the ledger's lock."""
+        ...
+
+    def left(self, run: Run) -> None:
+        """It has nothing more to do with the run. Under the ledger's lock."""
+        ...
 
     @property
     def pid(self) -> int | None:
@@ -41,6 +52,27 @@ class Lane(Protocol):
     def force(self, run: Run) -> None:
         """End a run that did not stop: kill its worker, or give its thread up. The keeper's thread."""
         ...
+
+
+class OneRun:
+    """What the lanes share that have one run at a time."""
+
+    def __init__(self) -> None:
+        self._run: Run | None = None  # written under the ledger's lock
+
+    @property
+    def run(self) -> Run | None:
+        """What it was handed and has not finished."""
+        return self._run
+
+    def took(self, run: Run) -> None:
+        """The run is handed to it."""
+        self._run = run
+
+    def left(self, run: Run) -> None:
+        """It has nothing more to do with the run."""
+        if self._run is run:
+            self._run = None
 
 
 class LaneOwner(Protocol):
@@ -110,8 +142,20 @@ class LaneOwner(Protocol):
         """The lane is ready, or has finished `run`, and can take another one."""
         ...
 
-    def withdraw(self, lane: Lane, run: Run | None) -> None:
-        """The lane can take none until it says that it is idle, and has nothing more to do with `run`."""
+    def next_run(self, lane: Lane) -> Run | None:
+        """What the lane is to do, whose worker is free; None makes it idle."""
+        ...
+
+    def more_runs(self, lane: Lane, most: int) -> list[Run]:
+        """What it may do after that, as anybody may."""
+        ...
+
+    def handed_over(self) -> None:
+        """A lane has sent what it took."""
+        ...
+
+    def withdraw(self, lane: Lane) -> None:
+        """The lane can take none until it asks again, or says that it is idle."""
         ...
 
     def worker_started(self, pid: int) -> None:

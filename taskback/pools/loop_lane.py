@@ -12,10 +12,10 @@ from taskback._call import AsyncCall, Outcome
 from taskback._keeper import call_in
 from taskback._run import Run
 from taskback._state import TaskState
-from taskback.pools.lane import LaneOwner
+from taskback.pools.lane import LaneOwner, OneRun
 
 
-class LoopLane:
+class LoopLane(OneRun):
     """A place in an event loop, for one run.
 
     Args:
@@ -24,7 +24,7 @@ class LoopLane:
     """
 
     def __init__(self, owner: LaneOwner, loop: asyncio.AbstractEventLoop) -> None:
-        self.run: Run | None = None
+        super().__init__()
         self._owner = owner
         self._loop = loop
         self._task: asyncio.Task[Outcome] | None = None  # the loop itself holds tasks weakly

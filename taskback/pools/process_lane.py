@@ -10,7 +10,10 @@ not for ever.
 Nothing is sent when a handler begins, unless somebody listens: that stands on the status page, and is looked up when
 somebody asks (`started`).
 
-Race: cancel and send. cancel() sets `run.stop` and then interrupts; send() has the call out and then looks at
+Runs without a time limit are sent ahead. The backend is told of none of that: such a run is the lane's, and queued,
+until it is found to have begun, has ended, or comes back. It comes back when it is told to stop, too, and ends then.
+
+Race: cancel and send. cancel() sets `run.stop` and then interrupts; who sends has the call out and then looks at
 `run.stop`. Whichever comes second sees the other. In the worker a call that is to stop, and has not begun, never does.
 
 Race: two worker lanes. One that gives up after workers that could not be started is on its way out when a task has a
@@ -18,7 +21,9 @@ new one started. So what an old one says of the lane as a whole is not heard.
 """
 
 import asyncio
+import itertools
 import logging
+import math
 import pickle
 import signal
 from typing import Final
@@ -56,17 +61,30 @@ class ProcessLane:
     """
 
     def __init__(self, owner: LaneOwner, guardian: GuardianClient, name: str) -> None:
-        self.run: Run | None = None
         self.gone = asyncio.Event()  # closed, and its worker has ended
         self.dormant = True
         self.name = name
         self._owner = owner
         self._guardian = guardian
         self._lane: WorkerLane | None = None
-        self._number = 0  # of the call that was sent last
+        self._numbers = itertools.count(1)
+        self._lowest = math.inf  # nothing that it has and can give back is of a lower priority
         self._closing = False
 
     # --- for the backend ---
+
+    @property
+    def run(self) -> Run | None:
+        """What its worker is at; the first one of those that it has."""
+        lane = self._lane
+        return None if lane is None else lane.first
+
+    def took(self, run: Run) -> None:
+        """It is about to be sent."""
+        self._lowest = min(self._lowest, run.priority)
+
+    def left(self, run: Run) -> None:
+        """Its worker knows what it has."""
 
     @property
     def pid(self) -> int | None:
@@ -106,30 +124,42 @@ class ProcessLane:
         """Hand a run to the worker; False if it went back to the queue, since the worker is just ending."""
         lane = self._lane
         if lane is None or not lane.send(run):
-            self._owner.withdraw(self, run)
             self._owner.come_back(run)
             return False
         if run.stop is not None:
             self.interrupt(run, firmly=False)
         return True
 
+    @property
+    def ahead(self) -> int:
+        """How many runs its worker has."""
+        lane = self._lane
+        return 0 if lane is None else lane.ahead
+
+    def give_back(self, priority: float = math.inf) -> None:
+        """Take back what was sent ahead, if something of a lower priority than this one is among it. Any thread."""
+        lane = self._lane
+        if lane is not None and self._lowest < priority:
+            self._lowest = math.inf  # first: what is taken from now on was the first in the queue
+            lane.give_back()
+
     def interrupt(self, run: Run, firmly: bool) -> None:
         """Tell the worker to stop the run's handler."""
         lane = self._lane
-        if lane is not None and self.run is run:
-            lane.interrupt(self._number, firmly)
+        if lane is not None and run.lane is self:
+            lane.interrupt(run.number, firmly)
 
     def force(self, run: Run) -> None:
         """Kill the worker and everything below it."""
         lane = self._lane
-        if lane is not None and self.run is run:
-            run.killed = lane.kill("it was killed, for its task did not stop", self._number) or run.killed
+        if lane is not None and run.lane is self:
+            run.killed = lane.kill("it was killed, for its task did not stop", run.number) or run.killed
 
     def started(self, run: Run) -> tuple[int, int] | None:
         """The worker's pid, and since when it has been in the run's handler; None if it is not."""
-        lane, number = self._lane, self._number
+        lane, number = self._lane, run.number
         seen = None if lane is None else lane.snapshot()
-        if lane is None or seen is None or self.run is not run:
+        if lane is None or seen is None or run.lane is not self:
             return None
         if seen.call != number or seen.phase not in (status_page.IN_USER_CODE, status_page.REPLYING):
             return None
@@ -140,7 +170,7 @@ class ProcessLane:
         """The stacks of the worker's threads; waits for some milliseconds."""
         lane = self._lane
         stack = "" if lane is None or self.started(run) is None else lane.stack()
-        return stack if self.run is run else ""  # it may have been another's by then
+        return "" if self.started(run) is None else stack  # it may have been another's by then
 
     # --- the end ---
 
@@ -174,32 +204,34 @@ class ProcessLane:
 
     # --- for the worker lane: a source of calls ---
 
-    sends_ahead = False  # the ledger knows one run a lane
-
     def hello(self) -> bytes:
         return _HELLO
 
-    def take(self, lane: WorkerLane) -> None:
-        """The worker is free. A run that waits is sent from within this."""
-        self._owner.idle(self, self.run)
+    def take(self, lane: WorkerLane) -> Run | None:
+        self._lowest = math.inf  # it has nothing
+        return self._owner.next_run(self)
 
     def take_ahead(self, most: int) -> list[Run]:
-        return []
+        return self._owner.more_runs(self, most)
+
+    def sent(self, lane: WorkerLane, run: Run) -> None:
+        if run.stop is not None:
+            self.interrupt(run, firmly=False)
+        self._owner.handed_over()
 
     def withdraw(self, lane: WorkerLane) -> None:
         if lane is self._lane:
-            self._owner.withdraw(self, None)
+            self._owner.withdraw(self)
 
     def put_back(self, items: list[Run]) -> None:
         for run in items:
-            self._owner.withdraw(self, run)
             self._owner.come_back(run)
         self._owner.look_again()
 
     def message(self, run: Run) -> Message:
         key, handler = self._owner.handler_bytes()
         assert run.data is not None
-        number = self._number = self._number + 1
+        number = run.number = next(self._numbers)
         request = calls.Request(
             number,
             run.id,
@@ -243,21 +275,19 @@ class ProcessLane:
             # As text, and without its frames, which would keep this lane for as long as somebody has the error.
             text = _codec.traceback_text(error)
             logger.error("%s failed on the reply of task %s\n%s", self.name, run.id, text)
-            self._owner.ended(run, Outcome(TaskState.FAILED, error=error.with_traceback(None)))
+            self._owner.ended(run, Outcome(TaskState.FAILED, error=_codec.frameless(error)))
 
     def progressed(self, lane: WorkerLane, run: Run, progress: bytes | None) -> None:
         if progress is not None:
             self._owner.progressed(run, calls.unpack_progress(pickle.loads(progress)))
 
     def failed(self, lane: WorkerLane, run: Run, error: BaseException) -> None:
-        self._owner.ended(run, Outcome(TaskState.FAILED, error=error))
-        self._owner.withdraw(self, run)
+        self._owner.ended(run, Outcome(TaskState.FAILED, error=_codec.frameless(error)))
 
     def lost(self, lane: WorkerLane, run: Run, ending: Ending) -> None:
-        error = ending.error(self._number)
+        error = ending.error(run.number)
         if run.stop is not None and ending.exitcode == -signal.SIGKILL:  # by its guardian, if the keeper was late
             run.killed = True
-        self._owner.withdraw(self, run)
         if error.ran is not None:
             started_ns = _clock.monotonic_ns() - int(error.ran * 1e9)
             outcome = Outcome(TaskState.LOST, error=error, stack=ending.stack or None)
@@ -275,10 +305,9 @@ class ProcessLane:
     def worker_started(self, lane: WorkerLane, pid: int) -> None:
         self._owner.worker_started(pid)
 
-    def worker_ended(self, lane: WorkerLane, ending: Ending) -> None:
-        at_work = ending.call == self._number and ending.ran is not None
+    def worker_ended(self, lane: WorkerLane, ending: Ending, run: Run | None) -> None:
         assert ending.pid is not None
-        self._owner.worker_died(ending.pid, ending.exitcode, self.run if at_work else None)
+        self._owner.worker_died(ending.pid, ending.exitcode, None if ending.ran is None else run)
 
     def cannot_start(self, lane: WorkerLane, error: BaseException, tries: int) -> bool:
         if lane is not self._lane:

@@ -40,9 +40,6 @@ class Message(NamedTuple):
 class Source(Protocol):
     """All is called by a lane's own thread, under no lock; `take`, `put_back` and `message` by any."""
 
-    sends_ahead: bool
-    """Whether a worker may have more than one call; a call with a time limit must then not be among them."""
-
     def hello(self) -> bytes:
         """What each worker does before its first call, packed as a call is: (initializer, arguments, {})."""
         ...
@@ -52,7 +49,11 @@ class Source(Protocol):
         ...
 
     def take_ahead(self, most: int) -> "list[Any]":
-        """More items for a lane that has one; of those that anybody may do next."""
+        """More items for a lane that has one; of those that anybody may do next, and that have no time limit."""
+        ...
+
+    def sent(self, lane: "WorkerLane", item: Any) -> None:
+        """The lane has sent an item that it took."""
         ...
 
     def withdraw(self, lane: "WorkerLane") -> None:
@@ -64,7 +65,7 @@ class Source(Protocol):
         ...
 
     def message(self, item: Any) -> Message:
-        """How an item is sent."""
+        """How an item is sent; what this raises fails the item."""
         ...
 
     def begun(self, lane: "WorkerLane", item: Any) -> None:
@@ -99,8 +100,8 @@ class Source(Protocol):
         """The lane has a worker that takes calls."""
         ...
 
-    def worker_ended(self, lane: "WorkerLane", ending: Ending) -> None:
-        """The lane's worker has ended."""
+    def worker_ended(self, lane: "WorkerLane", ending: Ending, item: Any) -> None:
+        """The lane's worker has ended; `item` is what it was at, None if nothing."""
         ...
 
     def cannot_start(self, lane: "WorkerLane", error: BaseException, tries: int) -> bool:

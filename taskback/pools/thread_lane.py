@@ -19,13 +19,13 @@ from taskback._call import Outcome
 from taskback._keeper import join
 from taskback._run import Run
 from taskback._state import TaskState
-from taskback.pools.lane import LaneOwner
+from taskback.pools.lane import LaneOwner, OneRun
 from taskback.pools.worker_thread import END, WorkerThread
 
 logger = logging.getLogger(__name__)
 
 
-class LaneInThread:
+class LaneInThread(OneRun):
     """What the two kinds share: how a run is performed, and how it is stopped.
 
     Args:
@@ -33,7 +33,7 @@ class LaneInThread:
     """
 
     def __init__(self, owner: LaneOwner) -> None:
-        self.run: Run | None = None
+        super().__init__()
         self._owner = owner
 
     @property

@@ -3,8 +3,8 @@
 Linear code: start a worker, take a call, wait for the reply, hand it on, take the next; when the worker ends, settle
 what it had, and start anew. A lane that is stuck (in a callback, in unpickling) blocks only itself.
 
-Where the source allows it, calls are sent ahead: a window of a millisecond of work, by a running estimate of what one
-takes here, so that a quick worker need not wait for its lane. When the call that runs takes longer than that, or
+Calls that the source gives for that are sent ahead: a window of a millisecond of work, by a running estimate of what
+one takes here, so that a quick worker need not wait for its lane. When the call that runs takes longer than that, or
 another lane has nothing to do, what the worker has not read is taken back, and the window is 1 again.
 
 Threads: send(), give_back(), interrupt(), kill(), stack(), wake() on any; all else on the lane's own.
@@ -57,7 +57,7 @@ class WorkerLane:
         self._worker: WorkerProcess | None = None
         self._answered = 0  # calls, by the worker that there is
         self._window = 1  # calls that may be out
-        self._most_ahead = 1 if guardian.streams or not source.sends_ahead else MOST_AHEAD
+        self._most_ahead = 1 if guardian.streams else MOST_AHEAD
         self._estimate = 0.0  # seconds that a call takes
         self._heard = 0.0  # when the last reply came
         self._failures = 0  # starts that failed, in a row
@@ -81,6 +81,12 @@ class WorkerLane:
         return 0 if worker is None else len(worker.out)
 
     @property
+    def first(self) -> Any | None:
+        """Of what its worker has, the one that was sent first."""
+        worker = self._worker
+        return None if worker is None else worker.first()
+
+    @property
     def any_pid(self) -> int | None:
         """The worker, ready or not, if it has been started."""
         worker = self._worker
@@ -93,21 +99,21 @@ class WorkerLane:
 
     # --- on any thread ---
 
-    def send(self, item: Any) -> bool:
-        """Have the worker do it, which has nothing to do; False if it takes nothing just now."""
+    def send(self, item: Any, recalls: int | None = None) -> bool:
+        """Have the worker do it; False if it takes nothing just now, or calls were taken back since `recalls`."""
         worker = self._worker
         if worker is None:
             return False
         message = self._source.message(item)
         if message.seconds is not None:
             worker.limit(message.call, message.seconds, message.grace)
-        return worker.send(message.kind, message.call, message.data, item, message.function)
+        return worker.send(message.kind, message.call, message.data, item, message.function, recalls)
 
     def interrupt(self, call: int, firmly: bool) -> None:
-        """Tell a call to stop, without waiting; nothing happens if it is over."""
+        """Tell a call to stop, without waiting; one that is not read goes back, and nothing happens if it is over."""
         worker = self._worker
         if worker is not None and call in worker.out:
-            worker.interrupt(call, firmly)
+            self._put_back(worker.interrupt(call, firmly))
 
     def interrupt_all(self) -> None:
         """Tell whatever it has to stop."""
@@ -204,18 +210,36 @@ class WorkerLane:
         """See to it that the worker has something to do, or is known to have nothing; `more`: send ahead."""
         if not worker.guarded or self._used_up():
             return
-        if not worker.out:
+        while not worker.out:
             item = self._source.take(self)
             if item is None:
                 return
-            self._hand_over(item)
+            if not self._hand_over(item):
+                break
         if more and len(worker.out) <= self._window // 2:
-            for item in self._source.take_ahead(self._room(worker)):
-                self._hand_over(item)
+            self._fill_ahead(worker)
 
-    def _hand_over(self, item: Any) -> None:
-        if not self.send(item):
+    def _fill_ahead(self, worker: WorkerProcess) -> None:
+        # Race: somebody takes back what was sent ahead, while we have more in hand. That goes back as well.
+        recalls = worker.recalls
+        items = self._source.take_ahead(self._room(worker))
+        for number, item in enumerate(items, 1):
+            if not self._hand_over(item, recalls):
+                self._source.put_back(items[number:])
+                return
+
+    def _hand_over(self, item: Any, recalls: int | None = None) -> bool:
+        """Send it; False if it went back, for the worker takes nothing any more, or nothing ahead."""
+        try:
+            sent = self.send(item, recalls)
+        except Exception as error:
+            self._source.failed(self, item, error)
+            return True
+        if sent:
+            self._source.sent(self, item)
+        else:
             self._source.put_back([item])
+        return sent
 
     def _room(self, worker: WorkerProcess) -> int:
         """How many calls may be sent now."""
@@ -228,9 +252,14 @@ class WorkerLane:
     def give_back(self) -> None:
         """Take back what was sent ahead and is not read. On any thread."""
         worker = self._worker
-        if worker is not None and len(worker.out) > 1:
-            self._window = 1
-            self._source.put_back(worker.take_back())
+        if worker is not None:
+            self._put_back(worker.take_back())
+
+    def _put_back(self, items: list[Any]) -> None:
+        """They were taken back from the worker."""
+        self._window = 1
+        if items:
+            self._source.put_back(items)
             self._bell.ring()  # it may be all that there was to do
 
     def _leaves(self, worker: WorkerProcess) -> bool:
@@ -310,7 +339,7 @@ class WorkerLane:
         self._worker = None
         worker.close()
         if worker.ready:
-            self._source.worker_ended(self, ending)
+            self._source.worker_ended(self, ending, worker.out.get(ending.call))
         self._source.put_back(back)
         while worker.out:
             _, item = worker.out.popitem()

@@ -101,6 +101,7 @@ class WorkerProcess:
         out (dict[int, Any]): What it was sent and has not answered, by id.
         ready (bool): Whether it takes calls.
         guarded (bool): Whether its guardian lives.
+        recalls (int): How many times calls were taken back from it.
         struck (list[int]): Calls whose time limit the guardian has found to be up, until the lane has told.
     """
 
@@ -109,6 +110,7 @@ class WorkerProcess:
         self.out: dict[int, Any] = {}
         self.ready = False
         self.guarded = True
+        self.recalls = 0
         self.struck: list[int] = []
         self._guardian = guardian
         self._lock = threading.Lock()
@@ -201,7 +203,15 @@ class WorkerProcess:
 
     # --- what is said to it ---
 
-    def send(self, kind: int, call: int, data: bytes, item: Any, function: "tuple[int, bytes] | None" = None) -> bool:
+    def send(
+        self,
+        kind: int,
+        call: int,
+        data: bytes,
+        item: Any,
+        function: "tuple[int, bytes] | None" = None,
+        recalls: int | None = None,
+    ) -> bool:
         """Hand a call over, and `item` with it, which is given back with the reply; False if it takes none any more.
 
         Where there is no room for it now, `push` sends it.
@@ -212,9 +222,10 @@ class WorkerProcess:
             data (bytes): What the worker is to do.
             item (Any): Whatever stands for the call here.
             function (tuple[int, bytes] | None): What the call refers to by number; sent once.
+            recalls (int | None): Of a call that is sent ahead: nothing is sent if calls were taken back since then.
         """
         with self._lock:
-            if self._retired:
+            if self._retired or not (recalls is None or recalls == self.recalls):
                 return False
             if not self.out:
                 self.busy_since = monotonic()
@@ -268,12 +279,24 @@ class WorkerProcess:
         """Have the guardian stop a call that is about to be sent when its time is up, and kill after the grace."""
         self._guard.ask("limit", self._number, call, int(seconds * 1e9), int(grace * 1e9))
 
-    def interrupt(self, call: int, firmly: bool) -> None:
-        """Have a call stop by itself: an exception in its handler. A call that is not read yet never begins."""
+    def interrupt(self, call: int, firmly: bool) -> list[Any]:
+        """Have a call stop by itself: an exception in its handler. What is not read is given back.
+
+        After that only the last call that is out can be under way: those before it have their reply in the socket.
+        """
         with self._lock:
-            if not self._closed:
+            if self._closed:
+                return []
+            taken = self._taken_back() if len(self.out) > 1 else []
+            if self.out and call == next(reversed(self.out)):
                 self._page.ask_to_stop(call, firmly)
                 self._signal(_os.CANCEL_SIGNAL)
+            return taken
+
+    def first(self) -> Any | None:
+        """Of what is out, what was sent first."""
+        with self._lock:
+            return next(iter(self.out.values()), None)
 
     def kill(self, why: str) -> None:
         """End it now, and what it has started.
@@ -439,15 +462,17 @@ class WorkerProcess:
         While they are taken the worker reads on, so any of them may be missing, and all may be there.
         """
         with self._lock:
-            if self._closed:
-                return []
-            taken = [self.out.pop(message[1]) for _, message in self._waiting]
-            self._waiting.clear()
-            for packet in self._calls.take_back():
-                self._bring.pop(packet.id, None)
-                if packet.id in self.out:
-                    taken.append(self.out.pop(packet.id))
-            return taken
+            return [] if self._closed else self._taken_back()
+
+    def _taken_back(self) -> list[Any]:
+        self.recalls += 1
+        taken = [self.out.pop(message[1]) for _, message in self._waiting]
+        self._waiting.clear()
+        for packet in self._calls.take_back():
+            self._bring.pop(packet.id, None)
+            if packet.id in self.out:
+                taken.append(self.out.pop(packet.id))
+        return taken
 
     def not_begun(self) -> list[Any]:
         """Of a dead worker: the calls that it had read, or the kernel for it, and not begun.

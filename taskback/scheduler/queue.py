@@ -26,17 +26,26 @@ class TaskQueue:
         else:
             heapq.heappush(self._ready, (-run.priority, run.sequence))
 
-    def pop(self, now: float) -> Run | None:
-        """Take out the run that may start now, if there is one."""
+    def first(self, now: float) -> Run | None:
+        """The run that may start now, if there is one."""
         while self._delayed and self._delayed[0][0] <= now:
             _, sequence = heapq.heappop(self._delayed)
             if sequence in self._waiting:
                 heapq.heappush(self._ready, (-self._waiting[sequence].priority, sequence))
         while self._ready:
-            _, sequence = heapq.heappop(self._ready)
-            if sequence in self._waiting:
-                return self._waiting.pop(sequence)
+            run = self._waiting.get(self._ready[0][1])
+            if run is not None:
+                return run
+            heapq.heappop(self._ready)
         return None
+
+    def pop(self, now: float) -> Run | None:
+        """Take that out."""
+        run = self.first(now)
+        if run is not None:
+            heapq.heappop(self._ready)
+            del self._waiting[run.sequence]
+        return run
 
     def discard(self, run: Run) -> None:
         """Take a run out, wherever it stands."""
