@@ -73,13 +73,12 @@ def main() -> int:
         bursts = [[burst(submit) for submit in submits] for _ in range(ROUNDS)]
     for name, rounds, unit, factor in (("round trip p50", trips, "us", 1e6), (f"burst of {BURST}", bursts, "/s", 1.0)):
         figures = [statistics.median(side) * factor for side in zip(*rounds, strict=True)]
-        print(
-            f"{name:16s} stock {figures[0]:7.0f} {unit}   pool {figures[1]:7.0f} {unit}   backend {figures[2]:7.0f} {unit}"
-        )
+        told = zip(("stock", "pool", "backend"), figures, strict=True)
+        print(f"{name:16s} " + "   ".join(f"{who} {figure:7.0f} {unit}" for who, figure in told))
     trip, backend_trip = ratios(trips)
     rate, backend_rate = ratios(bursts)
     print(
-        f"pool:    round trip {trip:.2f} of stock (at most {MOST_TRIP}), burst {rate:.2f} x stock (at least {LEAST_BURST})"
+        f"pool:    round trip {trip:.2f} of stock, burst {rate:.2f} x stock (at most {MOST_TRIP}, at least {LEAST_BURST})"
     )
     print(f"backend: round trip {backend_trip:.2f} of stock, burst {backend_rate:.2f} x stock")
     return 0 if trip <= MOST_TRIP and rate >= LEAST_BURST else 1
