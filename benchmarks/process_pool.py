@@ -77,9 +77,8 @@ def main() -> int:
         print(f"{name:16s} " + "   ".join(f"{who} {figure:7.0f} {unit}" for who, figure in told))
     trip, backend_trip = ratios(trips)
     rate, backend_rate = ratios(bursts)
-    print(
-        f"pool:    round trip {trip:.2f} of stock, burst {rate:.2f} x stock (at most {MOST_TRIP}, at least {LEAST_BURST})"
-    )
+    bars = f"at most {MOST_TRIP}, at least {LEAST_BURST}"
+    print(f"pool:    round trip {trip:.2f} of stock, burst {rate:.2f} x stock ({bars})")
     print(f"backend: round trip {backend_trip:.2f} of stock, burst {backend_rate:.2f} x stock")
     return 0 if trip <= MOST_TRIP and rate >= LEAST_BURST else 1
 

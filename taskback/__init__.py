@@ -7,6 +7,7 @@ processes. Callers do not change with the backend.
 import logging
 from types import FunctionType
 
+from taskback._again import Defer, Retry
 from taskback._backend import TaskBackend, get_default_task_backend, set_default_task_backend
 from taskback._context import add_context
 from taskback._errors import (
@@ -35,6 +36,7 @@ from taskback._events import (
     TaskFinished,
     TaskProgress,
     TaskQueued,
+    TaskRetrying,
     TaskStarted,
     TaskStuck,
     WorkerDied,
@@ -52,6 +54,7 @@ from taskback.backends.executor import ExecutorTaskBackend
 from taskback.backends.inline import SyncTaskBackend
 from taskback.backends.process import ProcessPoolTaskBackend
 from taskback.backends.thread import ThreadPoolTaskBackend
+from taskback.scheduler.backoff import Backoff
 
 __version__ = "0.1.0"
 
@@ -61,7 +64,9 @@ __all__ = [
     "BackendClosedError",
     "BackendState",
     "BackendStats",
+    "Backoff",
     "CurrentTask",
+    "Defer",
     "Event",
     "ExecutorTaskBackend",
     "ForeignHandleError",
@@ -76,6 +81,7 @@ __all__ = [
     "RemoteError",
     "RemoteTraceback",
     "ResultNotSerializableError",
+    "Retry",
     "ShutdownReport",
     "SyncTaskBackend",
     "TaskAbandonedError",
@@ -87,6 +93,7 @@ __all__ = [
     "TaskNotSerializableError",
     "TaskProgress",
     "TaskQueued",
+    "TaskRetrying",
     "TaskRouter",
     "TaskStarted",
     "TaskState",

@@ -259,6 +259,20 @@ class TaskBackend(ABC):
         """
         return {}
 
+    def explain(self, handle: TaskHandle) -> str:
+        """Why a task is still waiting, as a sentence.
+
+        Args:
+            handle (TaskHandle): A handle of this backend.
+
+        Returns:
+            str: What it waits for.
+
+        Raises:
+            ValueError: The handle is of another backend.
+        """
+        raise ValueError(f"task {handle.id} is not of this backend")
+
     def hurry(self, timeout: float = 0) -> None:
         """Shorten a shutdown under way. Takes no lock and does not wait: what a signal handler may call.
 

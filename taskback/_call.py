@@ -55,18 +55,24 @@ _send.restype = ctypes.c_int
 
 
 class Outcome(NamedTuple):
-    """What came of a task: a final state, with the result or the error."""
+    """What came of a task: a final state, with the result or the error.
+
+    `own` says that an attempt of the task has come to this by itself, so that it may be tried again: its handler
+    raised, or it took its worker along.
+    """
 
     state: TaskState
     value: Any = None
     error: BaseException | None = None
     stack: str | None = None  # where the handler was when it was stopped, where that is known without the error
+    own: bool = False
 
     @classmethod
     def raised(cls, error: BaseException) -> "Outcome":
         """What a handler's exception makes of its task."""
-        gave_up = isinstance(error, (TaskCancelled, asyncio.CancelledError))
-        return cls(TaskState.CANCELLED if gave_up else TaskState.FAILED, error=error)
+        if isinstance(error, (TaskCancelled, asyncio.CancelledError)):
+            return cls(TaskState.CANCELLED, error=error)
+        return cls(TaskState.FAILED, error=error, own=True)
 
 
 class _TakenBack(BaseException):

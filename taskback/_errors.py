@@ -150,18 +150,39 @@ class RemoteError(TaskbackError, RuntimeError):
 class TaskTimeoutError(TaskbackError, TimeoutError):
     """The task's time was up.
 
-    `stack` is what the task was doing when it was stopped, where the backend can tell (`promises.stacks`).
+    `limit` says which of its times: "timeout", "idle_timeout" or "queue_timeout"; `timeout` is how many seconds that
+    was. `ran` is how long the task ran, or waited where `limit` is "queue_timeout". `stage` is what it last reported,
+    `stack` what it was doing when it was stopped, where the backend can tell (`promises.stacks`).
     """
 
-    def __init__(self, task_id: str, timeout: float, ran: float, stack: str | None = None) -> None:
-        super().__init__(f"task {task_id} exceeded its time limit of {timeout:g} s (ran for {ran:.3f} s)")
+    def __init__(
+        self,
+        task_id: str,
+        timeout: float,
+        ran: float,
+        stack: str | None = None,
+        limit: str = "timeout",
+        stage: str | None = None,
+    ) -> None:
         self.task_id = task_id
         self.timeout = timeout
         self.ran = ran
         self.stack = stack
+        self.limit = limit
+        self.stage = stage
+        super().__init__(self._text())
+
+    def _text(self) -> str:
+        if self.limit == "queue_timeout":
+            return f"task {self.task_id} exceeded its queue_timeout of {self.timeout:g} s (waited for {self.ran:.3f} s)"
+        stage = "" if self.stage is None else f", last in stage {self.stage!r}"
+        ran = f"(ran for {self.ran:.3f} s{stage})"
+        if self.limit == "idle_timeout":
+            return f"task {self.task_id} reported nothing for its idle_timeout of {self.timeout:g} s {ran}"
+        return f"task {self.task_id} exceeded its time limit of {self.timeout:g} s {ran}"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.task_id, self.timeout, self.ran, self.stack)
+        return type(self), (self.task_id, self.timeout, self.ran, self.stack, self.limit, self.stage)
 
 
 class WorkerDiedError(TaskbackError, BrokenProcessPool):

@@ -86,6 +86,23 @@ class TaskStuck(TaskEvent):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TaskRetrying(TaskEvent):
+    """An attempt did not succeed, and the task waits to be called again.
+
+    `attempt` is the one that has ended. A handler that raised `Defer` has put its task off.
+
+    Attributes:
+        seconds (float): How long it waits.
+        error_type (str | None): The type of the error.
+        error_text (str | None): Its text.
+    """
+
+    seconds: float
+    error_type: str | None = None
+    error_text: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TaskFinished(TaskEvent):
     """A task reached its outcome.
 

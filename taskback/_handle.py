@@ -328,6 +328,12 @@ class TaskHandle(LightFuture):
             if self._state == PENDING:
                 self._state = RUNNING
 
+    def _mark_queued(self) -> None:
+        """It waits again, to be tried once more. Under the ledger's lock."""
+        with self._states:
+            if self._state == RUNNING:
+                self._state = PENDING
+
     def _settle(self, outcome: Outcome) -> None:
         """End the handle, without its callbacks. Under the ledger's lock."""
         if outcome.state is TaskState.CANCELLED:

@@ -18,11 +18,14 @@ _NAMES: Final = ("id", "delay", "not_before", "priority", "timeout", "context")
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What a submission asks for beside its task; `ready_at` is on the monotonic clock, 0 for at once."""
+    """What a submission asks for beside its task; `ready_at` is on the monotonic clock, 0 for at once.
+
+    A `priority` of None leaves it to the type's policy.
+    """
 
     id: str | None = None
     ready_at: float = 0.0
-    priority: int = 0
+    priority: int | None = None
     timeout: object = UNSET
     context: Mapping[str, str] | None = None
 
@@ -40,7 +43,7 @@ def read_options(backend: str, promises: Promises, given: Mapping[str, Any]) -> 
     return Options(
         id=_id(given.get("id")),
         ready_at=_ready_at(backend, promises, given.get("delay"), given.get("not_before")),
-        priority=_priority(backend, promises, given.get("priority", 0)),
+        priority=_priority(backend, promises, given.get("priority")),
         timeout=_timeout(backend, promises, given.get("timeout", UNSET)),
         context=_context(given.get("context")),
     )
@@ -88,7 +91,9 @@ def _finite(name: str, value: Any) -> float:
     return float(value)
 
 
-def _priority(backend: str, promises: Promises, value: Any) -> int:
+def _priority(backend: str, promises: Promises, value: Any) -> int | None:
+    if value is None:
+        return None
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"priority must be a whole number, not {type(value).__name__}")
     if value and not promises.priority:

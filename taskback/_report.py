@@ -23,6 +23,13 @@ class TypeStats:
         joined (int): Submissions that joined a task in flight instead of making one.
         queued (int): Waiting now.
         running (int): Running now.
+        waiting_for_time (int): Of those that are queued, for the time that they were submitted for.
+        waiting_for_key (int): For another task of their key to end.
+        waiting_for_cap (int): For one of their type to end, of which no more may run.
+        waiting_for_retry (int): To be tried again.
+        waiting_for_defer (int): For the time that they have put themselves off to.
+        oldest_seconds (float | None): For how long the oldest one waits; None if none does. One whose time has not come
+            does not count.
     """
 
     accepted: int = 0
@@ -35,6 +42,12 @@ class TypeStats:
     joined: int = 0
     queued: int = 0
     running: int = 0
+    waiting_for_time: int = 0
+    waiting_for_key: int = 0
+    waiting_for_cap: int = 0
+    waiting_for_retry: int = 0
+    waiting_for_defer: int = 0
+    oldest_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +93,7 @@ class ShutdownReport:
     Attributes:
         succeeded (list[TaskHandle]): Ended well while the shutdown waited.
         failed (list[TaskHandle]): Ended FAILED, TIMED_OUT or LOST meanwhile.
-        cancelled (list[TaskHandle]): Were running, and stopped when they were told to.
+        cancelled (list[TaskHandle]): Were running, and stopped when they were told to, or waited for another attempt.
         killed (list[TaskHandle]): Were running, and were stopped by killing their worker.
         abandoned (list[TaskHandle]): Were running in a thread that did not stop.
         never_started (list[TaskHandle]): Were still queued.

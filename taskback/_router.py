@@ -2,32 +2,58 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar, overload
+from typing import Any, Final, TypeVar, overload
 
 from taskback import _clock
 from taskback._call import Handler
 from taskback._errors import UnknownTaskTypeError
 from taskback._task import Task, plain
+from taskback.scheduler.rules import Rules, read_rules
 
 H = TypeVar("H", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Policy:
+class Policy(Rules):
     """How tasks of one type are treated.
 
     Attributes:
         timeout (float | None): Seconds that a task may run, then it is stopped. None leaves it to the backend.
+        idle_timeout (float | None): Seconds that a task may run without a `report()`, then it is stopped. None sets no
+            limit.
+        queue_timeout (float | None): Seconds that a task may wait before it is first begun, from its submission or,
+            where it was delayed, from its time. None sets no limit.
+        max_attempts (int): How many attempts may fail by raising; the last one's error is the task's.
+        retry_on (type[Exception] | tuple[type[Exception], ...] | None): After which errors it is tried again; None
+            says all.
+        backoff (Backoff): How long it waits for that.
+        max_crashes (int): How many workers it may take along; the last one makes it LOST.
+        priority (int): Higher first; a submission may say another.
+        fair_by (str | None): A field of the task; its values take turns, within a priority.
+        max_running (int | None): How many may run at a time; None sets no cap.
+        reserved (int): How many may run before others get a worker. Others may borrow what is idle of it; it is given
+            back with the first worker that is free.
+        key (str | Callable[[dict], Hashable] | None): A field of the task, or a function of it. Of those with the same
+            key one runs at a time, in order of submission. A task whose key is None has none.
+        coalesce (str | Callable[[dict, dict], dict] | None): What becomes of a task whose key has one waiting that
+            never began. "drop" joins that; "rerun" too, and its contents are then the new ones; a function makes one
+            dict of the one that waits and the new one. One that has begun is never joined: the new task runs after it.
 
     Raises:
         TypeError: A field has the wrong type.
-        ValueError: A field makes no sense.
+        ValueError: A field makes no sense, by itself or beside another.
     """
 
     timeout: float | None = None
+    idle_timeout: float | None = None
 
     def __post_init__(self) -> None:
+        Rules.__post_init__(self)  # not super(): a class with slots is made anew, and super() knows the old one
         object.__setattr__(self, "timeout", _clock.checked_limit("timeout", self.timeout))
+        object.__setattr__(self, "idle_timeout", _clock.checked_limit("idle_timeout", self.idle_timeout))
+
+
+NO_POLICY: Final = Policy()
 
 
 class TaskRouter:
@@ -62,36 +88,36 @@ class TaskRouter:
         return tuple(sorted(self._handlers))
 
     @overload
-    def handler(self, type: str, function: None = None, *, timeout: float | None = None) -> Callable[[H], H]: ...
+    def handler(self, type: str, function: None = None, **policy: Any) -> Callable[[H], H]: ...
 
     @overload
-    def handler(self, type: str, function: H, *, timeout: float | None = None) -> H: ...
+    def handler(self, type: str, function: H, **policy: Any) -> H: ...
 
-    def handler(self, type: str, function: Any = None, *, timeout: float | None = None) -> Any:
+    def handler(self, type: str, function: Any = None, **policy: Any) -> Any:
         """Write down the handler of a type, as a decorator or with the function at hand.
 
         Args:
             type (str): The task's `"type"`.
             function (Callable[[dict], Any] | None): The handler, sync or async; None makes this a decorator.
-            timeout (float | None): Seconds that such a task may run; None leaves it to the backend.
+            **policy (Any): The fields of a `Policy`.
 
         Returns:
             Callable[[dict], Any]: The function, unchanged.
 
         Raises:
             TypeError: `type` is no string, or the handler not callable.
-            ValueError: The type has a handler already, or the policy makes no sense.
+            ValueError: The type has a handler already, or the policy makes no sense or has unknown fields.
         """
         if not isinstance(type, str):
             raise TypeError(f"a task type is a string, not {type!r}")
         type = plain(type)
-        policy = Policy(timeout=timeout)
+        written = read_rules(Policy, policy)
 
         def write_down(handler: H) -> H:
             if type in self._handlers:
                 raise ValueError(f"task type {type!r} has a handler already: {self._handlers[type]!r}")
             self._handlers[type] = _checked(handler)
-            self._policies[type] = policy
+            self._policies[type] = written
             return handler
 
         return write_down if function is None else write_down(function)
@@ -106,11 +132,25 @@ class TaskRouter:
             Policy: An empty one for a type that nothing is written down for.
         """
         if type is None:
-            return Policy()
+            return NO_POLICY
         type = plain(type)
         if type in self._policies:
             return self._policies[type]
-        return Policy() if self._policy_for is None else self._policy_for(type)
+        if self._policy_for is None:
+            return NO_POLICY
+        policy = self._policy_for(type)
+        if not isinstance(policy, Policy):
+            raise TypeError(f"policy_for({type!r}) must give a Policy, not a {policy.__class__.__name__}")
+        return policy
+
+    @property
+    def policies(self) -> dict[str, Policy]:
+        """The policies that are written down.
+
+        Returns:
+            dict[str, Policy]: By type; a copy.
+        """
+        return dict(self._policies)
 
     def check(self, type: str | None) -> None:
         """Refuse a type that nobody would take.

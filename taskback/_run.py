@@ -5,6 +5,7 @@ A run's fields are written under the ledger's lock. Reading one field without it
 
 import asyncio
 import contextvars
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -53,17 +54,22 @@ class Run:
         "call",
         "context",
         "data",
+        "fair_value",
         "false_starts",
         "finished_ns",
+        "gave_up",
         "handles",
         "home_loop",
         "id",
+        "key",
         "killed",
         "lane",
         "moved_ns",
         "number",
         "outcome",
+        "past",
         "pid",
+        "policy",
         "priority",
         "progress",
         "queued_ns",
@@ -72,8 +78,10 @@ class Run:
         "started_ns",
         "state",
         "stop",
+        "struck",
         "timeout",
         "told",
+        "tried",
         "type",
         "variables",
     )
@@ -89,6 +97,9 @@ class Run:
         priority: int,
         ready_at: float,
         timeout: float | None,
+        policy: Any = None,
+        key: Hashable = None,
+        fair_value: Hashable = None,
     ) -> None:
         self.id = id
         self.type = type
@@ -98,18 +109,25 @@ class Run:
         self.priority = priority
         self.ready_at = ready_at
         self.timeout = timeout
+        self.policy = policy  # of its type, as it was when it was submitted
+        self.key = key
+        self.fair_value = fair_value
         self.variables: contextvars.Context | None = contextvars.copy_context()
         self.home_loop: asyncio.AbstractEventLoop | None = None  # the loop that must run it, if one must
         self.sequence = 0  # its place in the queue, given by the ledger
         self.state = TaskState.QUEUED
         self.stop: TaskState | None = None  # what it is to end as: told to stop, and why
+        self.struck = "timeout"  # the name of the limit that was up, where it is to end TIMED_OUT
         self.killed = False
         self.false_starts = 0  # workers that died with it in hand, before they called its handler
         self.outcome: Outcome | None = None  # from its end on until that is logged
         self.lane: Any = None  # what runs it, from the moment on that it is handed over
+        self.gave_up: Any = None  # the lane whose thread was given up with it
         self.call: Any = None  # the call under way, in this process
         self.number = 0  # of the call that its worker process was sent
         self.attempt = 1
+        self.past: tuple[Attempt, ...] = ()  # before this one
+        self.tried = False  # whether it has begun before, and been put back or tried in vain
         self.told = NOTHING_TOLD  # of the error that it ended with
         self.pid: int | None = None
         self.progress: Progress | None = None
@@ -131,18 +149,27 @@ class Run:
     @property
     def attempts(self) -> tuple[Attempt, ...]:
         """The attempts that have ended."""
-        if self.finished_ns is None or not self.state.final:
-            return ()
-        return (
-            Attempt(
-                self.attempt,
-                self.pid,
-                _clock.epoch(self.started_ns),
-                _clock.epoch_ns(self.finished_ns) / 1e9,
-                self.state,
-                *self.told,
-            ),
+        return (*self.past, self.last_attempt(self.state)) if self.state.final else self.past
+
+    def last_attempt(self, outcome: TaskState) -> Attempt:
+        """The attempt that has just ended so."""
+        assert self.finished_ns is not None
+        return Attempt(
+            self.attempt,
+            self.pid,
+            _clock.epoch(self.started_ns),
+            _clock.epoch_ns(self.finished_ns) / 1e9,
+            outcome,
+            *self.told,
         )
+
+    def take_contents(self, other: "Run") -> None:
+        """Have another one's contents; it never began, and the other never will."""
+        self._task, self.data = other._task, other.data
+
+    def replace(self, task: Task | None, data: bytes | None) -> None:
+        """Other contents: those of a submission that joined it before it began."""
+        self._task, self.data = task, data
 
     def seconds(self) -> float | None:
         """How long it has run, None if it never started."""

@@ -32,8 +32,14 @@ class TaskState(enum.Enum):
 _OPEN: Final = frozenset({TaskState.QUEUED, TaskState.RUNNING})
 
 TASK_MOVES: Final = {
-    TaskState.QUEUED: {TaskState.RUNNING, TaskState.FAILED, TaskState.CANCELLED, TaskState.LOST},
-    TaskState.RUNNING: {state for state in TaskState if state.final},
+    TaskState.QUEUED: {
+        *(TaskState.RUNNING, TaskState.FAILED, TaskState.CANCELLED, TaskState.LOST),
+        TaskState.TIMED_OUT,  # its time for waiting was up
+    },
+    TaskState.RUNNING: {
+        TaskState.QUEUED,  # to be tried again, or put off
+        *(state for state in TaskState if state.final),
+    },
     **{state: set[TaskState]() for state in TaskState if state.final},
 }
 

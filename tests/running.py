@@ -133,8 +133,9 @@ def tell(text):
     os.close(fd)
 
 def loop(task):
-    """Ends when it is told to."""
+    """Ends when it is told to; what it has told is there once it has reported."""
     tell(os.getpid())
+    taskback.current_task().report(1)
     while True:
         time.sleep(0.005)
 

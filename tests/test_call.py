@@ -145,7 +145,7 @@ def test_whatever_is_raised_is_in_the_outcome(error):
 )
 def test_giving_up_is_not_failing(error, state):
     """A handler that lets the exception through, or an async one its cancellation, ends CANCELLED."""
-    assert Outcome.raised(error) == Outcome(state, error=error)
+    assert Outcome.raised(error) == Outcome(state, error=error, own=state is TaskState.FAILED)
 
 
 def test_a_handler_finds_its_task_and_what_was_restored():

@@ -131,7 +131,7 @@ def test_a_program_ends_while_a_thread_of_its_own_waits_on_a_handle(start):
                 except CancelledError:
                     print("cancelled", handle.state.value)
             threading.Thread(target=wait).start()
-            while handle.state.value != "running": time.sleep(0.005)
+            while handle.progress is None: time.sleep(0.005)
             """
         )
     )

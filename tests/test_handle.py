@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
-from taskback import ForeignHandleError
+from taskback import ForeignHandleError, _clock
 from taskback._call import Outcome
 from taskback._events import Listeners
 from taskback._handle import TaskHandle
+from taskback._router import NO_POLICY
 from taskback._run import Run
 from taskback._state import TASK_MOVES, TaskState
 from taskback.backends._ledger import Ledger
@@ -35,7 +36,7 @@ class Owner:
 
 def make_handle() -> TaskHandle:
     """The handle of a queued run."""
-    run = Run("id", "type", {}, None, context={}, priority=0, ready_at=0.0, timeout=None)
+    run = Run("id", "type", {}, None, context={}, priority=0, ready_at=0.0, timeout=None, policy=NO_POLICY)
     return TaskHandle(run, Owner(), threading.RLock())
 
 
@@ -178,8 +179,14 @@ def admitted() -> tuple[Ledger, Run, TaskHandle]:
     ledger.open = True
     run = make_handle()._run
     handle = ledger.admit(run, Owner(), True)
-    assert handle is not None
+    assert isinstance(handle, TaskHandle)
     return ledger, run, handle
+
+
+def begin(ledger: Ledger, run: Run) -> None:
+    """A worker takes it and calls its handler."""
+    assert ledger.scheduler.next(_clock.monotonic()) is run
+    ledger.start(run, 1, run.queued_ns)
 
 
 MOVES = [(old, new) for old in TaskState for new in TaskState if not old.final and new.final]
@@ -190,7 +197,7 @@ def test_a_handle_ends_as_the_table_says(old, new):
     """For every open state and every final one: the handle ends in it if the table has the move, else not at all."""
     ledger, run, handle = admitted()
     if old is TaskState.RUNNING:
-        ledger.start(run, 1, run.queued_ns)
+        begin(ledger, run)
         assert handle.running()
     error = None if new in (TaskState.SUCCEEDED, TaskState.CANCELLED) else ValueError(new.value)
 
@@ -215,7 +222,7 @@ def test_a_handle_ends_as_the_table_says(old, new):
 def test_a_handle_that_has_ended_stays_as_it_is(first, second):
     """For every final state and every other one: no second end, and no start."""
     ledger, run, handle = admitted()
-    ledger.start(run, 1, run.queued_ns)
+    begin(ledger, run)
     ledger.end(run, Outcome(first))
 
     changed = ledger.start(run, 2, run.queued_ns) if not second.final else ledger.end(run, Outcome(second)) is not None

@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
+from taskback import _clock
 from taskback._call import Outcome
 from taskback._errors import TaskTimeoutError, UnknownTaskError
 from taskback._events import Listeners
 from taskback._handle import TaskHandle
+from taskback._router import NO_POLICY
 from taskback._run import Run
 from taskback._state import TaskState
 from taskback.backends._ledger import Ledger
@@ -23,7 +25,7 @@ GAVE_UP = Outcome(TaskState.CANCELLED)
 
 def make_run(task_id: str = "id") -> Run:
     """A run that nobody has accepted yet."""
-    return Run(task_id, "type", {}, None, context={}, priority=0, ready_at=0.0, timeout=None)
+    return Run(task_id, "type", {}, None, context={}, priority=0, ready_at=0.0, timeout=None, policy=NO_POLICY)
 
 
 @pytest.fixture
@@ -37,7 +39,7 @@ def ledger() -> Ledger:
 def admit(ledger: Ledger, run: Run) -> TaskHandle:
     """Accept it."""
     handle = ledger.admit(run, None, True)
-    assert handle is not None
+    assert isinstance(handle, TaskHandle)
     return handle
 
 
@@ -147,6 +149,7 @@ def test_what_a_run_was_told_to_stop_for_wins(ledger):
             run = make_run()
             run.timeout, run.stop = 1.0, stop
             admit(ledger, run)
+            assert ledger.scheduler.next(_clock.monotonic()) is run
 
             ledger.end(run, outcome, 1, run.queued_ns)
 

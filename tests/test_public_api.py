@@ -6,6 +6,7 @@ import inspect
 import pickle
 import typing
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from types import FunctionType, ModuleType
 from typing import Final
 
@@ -22,6 +23,7 @@ EXCEPTIONS: Final = {name: value for name, value in CLASSES.items() if issubclas
 # How to make one of each, by class name, from plain facts: every public exception has its line.
 EXAMPLES: Final[dict[str, Callable[[], BaseException]]] = {
     "BackendClosedError": lambda: taskback.BackendClosedError("ThreadPoolTaskBackend", "stopped"),
+    "Defer": lambda: taskback.Defer(until=datetime(2026, 1, 1, tzinfo=UTC)),
     "ForeignHandleError": lambda: taskback.ForeignHandleError("t1", 42),
     "HandlerNotSerializableError": lambda: taskback.HandlerNotSerializableError("handler", "function", "it is odd"),
     "NoHandlerError": lambda: taskback.NoHandlerError("SyncTaskBackend", "note"),
@@ -30,6 +32,7 @@ EXAMPLES: Final[dict[str, Callable[[], BaseException]]] = {
     "RemoteError": lambda: taskback.RemoteError("lib.OddError", "what went wrong", "Traceback ..."),
     "RemoteTraceback": lambda: taskback.RemoteTraceback("Traceback ..."),
     "ResultNotSerializableError": lambda: taskback.ResultNotSerializableError("result", "socket", "no"),
+    "Retry": lambda: taskback.Retry(2.5),
     "TaskAbandonedError": lambda: taskback.TaskAbandonedError("t1", 2.0, "time limit"),
     "TaskCancelled": lambda: taskback.TaskCancelled("the task is to stop"),
     "TaskNotSerializableError": lambda: taskback.TaskNotSerializableError('task["conn"]', "socket", "no"),

@@ -33,7 +33,7 @@ from taskback.scheduler.rules import Rules, check_floors, read_rules
 def test_what_makes_no_sense_is_refused(fields, error):
     """With what would mend it."""
     with pytest.raises(ValueError, match=error):
-        read_rules(fields)
+        read_rules(Rules, fields)
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_what_has_the_wrong_type_is_refused(fields):
     name = next(iter(fields))
 
     with pytest.raises(TypeError, match=name):
-        read_rules(fields)
+        read_rules(Rules, fields)
 
 
 @pytest.mark.parametrize(

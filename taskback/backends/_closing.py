@@ -105,7 +105,7 @@ class Closing:
             report.abandoned += handles
         elif run.state is not TaskState.CANCELLED:
             report.failed += handles
-        elif run.started_ns is None:
+        elif run.started_ns is None and not run.tried:
             report.never_started += handles
         elif run.killed:
             report.killed += handles

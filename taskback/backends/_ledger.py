@@ -1,9 +1,9 @@
 """The tasks in flight, and the figures: one lock, and every move that a run makes.
 
 Threads: any.
-Locks: lock guards everything here, the queue, and the fields of runs. Below it come leaves alone (a future's condition,
-the listeners' queue); no user code runs under it. Callers that need several steps at once hold it themselves; the
-methods that want it held say so.
+Locks: lock guards everything here, the scheduler, and the fields of runs. Below it come leaves alone (the states of
+handles, the listeners' queue); no user code runs under it. Callers that need several steps at once hold it themselves;
+the methods that want it held say so.
 Holds: a run is in `runs` from its acceptance to its outcome, and its handles end in the same step in which it leaves,
 so that whoever is woken finds the figures right. Nothing is accepted unless `open`.
 """
@@ -11,18 +11,23 @@ so that whoever is woken finds the figures right. Nothing is accepted unless `op
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from taskback import _clock, _codec
 from taskback._call import Outcome
-from taskback._errors import TaskTimeoutError, UnknownTaskError
-from taskback._events import Listeners, TaskFinished, TaskProgress, TaskQueued, TaskStarted
+from taskback._errors import TaskTimeoutError, UnknownTaskError, WorkerDiedError
+from taskback._events import Listeners, TaskFinished, TaskProgress, TaskQueued, TaskRetrying, TaskStarted
 from taskback._handle import TaskHandle
 from taskback._report import Tally, TypeStats
 from taskback._run import NOTHING_TOLD, Run, Told
 from taskback._state import TASK_MOVES, TaskState
-from taskback._task import ANNOUNCE_EVERY_NS, Progress
-from taskback.scheduler.queue import TaskQueue
+from taskback._task import ANNOUNCE_EVERY_NS, Progress, Task
+from taskback.scheduler.attempts import Verdict
+from taskback.scheduler.census import Waiting
+from taskback.scheduler.coalescing import Joining
+from taskback.scheduler.entry import Place
+from taskback.scheduler.scheduler import Scheduler
 
 
 class Ledger:
@@ -33,7 +38,8 @@ class Ledger:
         self._states = threading.RLock()  # of handles; see LightFuture
         self.open = False
         self.runs: dict[str, Run] = {}
-        self.queue = TaskQueue()
+        self.scheduler: Scheduler[Run] = Scheduler()
+        self.schedules = True  # whether runs come from the scheduler, and may go back to it
         self.listeners = listeners
         self.on_empty: list[Callable[[], object]] = []  # called, outside the lock, when nothing is in flight
         self.on_end: Callable[[Run, list[TaskHandle]], None] | None = None  # called under the lock
@@ -62,14 +68,24 @@ class Ledger:
             tally.joined += 1
         return handle
 
-    def admit(self, run: Run, owner: Any, queue: bool) -> TaskHandle | None:
-        """Accept a run, or join the one that has its id; None if nothing is accepted any more."""
+    def admit(
+        self, run: Run, owner: Any, queue: bool, merged: "Merged | None" = None
+    ) -> "TaskHandle | Joining[Run] | None":
+        """Accept a run, or join another one; None if nothing is accepted any more.
+
+        It joins the one that has its id, or one of its key, as their policy says. Where that is to merge the two, the
+        Joining is given back, and comes in again with what it was merged to.
+        """
         with self.lock:
             if not self.open:
                 return None
             joined = self._join(run.id, owner)
             if joined is not None:
                 return joined
+            if queue and run.key is not None and run.policy.coalesce is not None:
+                coalesced = self._coalesce(run, owner, merged)
+                if coalesced is not None:
+                    return coalesced
             handle = TaskHandle(run, owner, self._states)
             run.handles.append(handle)
             self._sequence += 1
@@ -79,17 +95,32 @@ class Ledger:
                 tally.accepted += 1
                 tally.counts[TaskState.QUEUED] += 1
             if queue:
-                self.queue.push(run, _clock.monotonic())
+                self.scheduler.add(run, run.policy, _clock.monotonic())
             if self.listeners.listening:
                 self.listeners.emit(TaskQueued, **facts_of(run))
             return handle
+
+    def _coalesce(self, run: Run, owner: Any, merged: "Merged | None") -> "TaskHandle | Joining[Run] | None":
+        now = _clock.monotonic()
+        joining = self.scheduler.joining(run.type, run.key, now) if merged is None else merged.joining
+        if joining is not None and joining.merge is not None and merged is None:
+            return joining
+        if joining is None:
+            return None
+        if not self.scheduler.join(joining, run.priority, run.ready_at, now):  # it has begun or changed meanwhile
+            return self._coalesce(run, owner, None)
+        if merged is not None:
+            joining.item.replace(merged.task, merged.data)
+        elif joining.replaces:
+            joining.item.take_contents(run)
+        return self._join(joining.item.id, owner)
 
     def come_back(self, run: Run) -> None:
         """A run that was handed over has not started: back to its old place."""
         with self.lock:
             run.lane = None
             if not run.state.final:
-                self.queue.push(run, _clock.monotonic())
+                self.scheduler.put_back(run)
 
     # --- moves; the lock is held ---
 
@@ -125,6 +156,13 @@ class Ledger:
             self._start(run, pid, started_ns)
             return True
 
+    def refresh(self, run: Run) -> None:
+        """Find out whether a run that was handed over has begun, where nobody tells."""
+        lane = run.lane
+        found = None if lane is None else lane.started(run)
+        if found is not None:
+            self.start(run, *found)
+
     def progress(self, run: Run, progress: Progress) -> None:
         """The handler reported."""
         run.progress, run.moved_ns = progress, _clock.monotonic_ns()
@@ -138,16 +176,57 @@ class Ledger:
 
     def end(
         self, run: Run, outcome: Outcome, pid: int | None = None, started_ns: int | None = None
-    ) -> list[TaskHandle] | None:
-        """End a run and its handles; gives those, or None if it had ended before."""
+    ) -> "list[TaskHandle] | Verdict | None":
+        """End a run and its handles; gives those, or None if it had ended before.
+
+        Where it may be tried again it goes back to the scheduler, and the verdict says when it is.
+        """
         told = _told(outcome.error)  # an error's text is user code
         with self.lock:
+            if outcome.own and run.stop is None and not run.state.final and self.schedules:
+                verdict = self._judged(run, outcome, told, pid, started_ns)
+                if verdict.again is not None:
+                    return verdict
+                outcome, told = _with_verdict(outcome, told, verdict)
             handles = self._end(run, outcome, told, pid, started_ns)
             empty = handles is not None and not self.runs and bool(self.on_empty)
         if empty:
             for function in list(self.on_empty):
                 function()
         return handles
+
+    def _judged(self, run: Run, outcome: Outcome, told: Told, pid: int | None, started_ns: int | None) -> Verdict:
+        """Ask whether the run is to be tried again, and if so, have it wait for that."""
+        if started_ns is not None and run.state is TaskState.QUEUED:
+            self._start(run, pid, started_ns)
+        now = _clock.monotonic()
+        if outcome.state is TaskState.LOST:
+            verdict = self.scheduler.crashed(run, now)
+        else:
+            assert outcome.error is not None
+            verdict = self.scheduler.failed(run, outcome.error, now, _clock.epoch_ns(_clock.monotonic_ns()) / 1e9)
+        if verdict.again is not None:
+            self._try_again(run, outcome, told, verdict, now)
+        return verdict
+
+    def _try_again(self, run: Run, outcome: Outcome, told: Told, verdict: Verdict, now: float) -> None:
+        if self.listeners.listening:
+            seconds, (error_type, error_text, _) = max(0.0, verdict.at - now), told
+            facts = facts_of(run)
+            self.listeners.emit(TaskRetrying, seconds=seconds, error_type=error_type, error_text=error_text, **facts)
+        if verdict.again is not Place.DEFER:
+            run.finished_ns = max(_clock.monotonic_ns(), run.started_ns or run.queued_ns)
+            run.told = told
+            run.past = (*run.past, run.last_attempt(outcome.state))
+            run.attempt += 1
+        if run.state is TaskState.RUNNING:
+            self._move(run, TaskState.QUEUED)
+        run.tried = True
+        run.told = NOTHING_TOLD
+        run.lane = run.call = run.pid = run.started_ns = run.finished_ns = run.progress = None
+        run.false_starts = 0
+        for handle in run.handles:
+            handle._mark_queued()
 
     def _end(
         self, run: Run, outcome: Outcome, told: Told, pid: int | None, started_ns: int | None
@@ -156,8 +235,6 @@ class Ledger:
             return None
         if started_ns is not None and run.state is TaskState.QUEUED:
             self._start(run, pid, started_ns)
-        if run.state is TaskState.QUEUED:
-            self.queue.discard(run)
         run.finished_ns = max(_clock.monotonic_ns(), run.started_ns or run.queued_ns)
         verdict = _verdict(run, outcome, told)
         if verdict.error is not outcome.error:
@@ -169,6 +246,10 @@ class Ledger:
         run.call = None
         run.lane = None  # a handle that is kept must not keep a worker's descriptors
         del self.runs[run.id]
+        if outcome.state is TaskState.ABANDONED and self.schedules:  # it holds its key until its thread ends
+            self.scheduler.abandoned(run)
+        else:
+            self.scheduler.ended(run)
         handles, run.handles = run.handles, []
         for handle in handles:
             handle._settle(outcome)
@@ -215,11 +296,36 @@ class Ledger:
             raise UnknownTaskError(task_id, self._keep_ended)
         return found
 
-    def figures(self) -> tuple[dict[str, int], dict[str, TypeStats]]:
+    def figures(self) -> tuple[dict[str, Any], dict[str, TypeStats]]:
         """The figures over all types, and a type."""
         with self.lock:
-            by_type = {name: TypeStats(**tally.figures()) for name, tally in self._by_type.items()}
-            return self._total.figures(), by_type
+            waiting = {type or "": each for type, each in self.scheduler.figures(_clock.monotonic()).items()}
+            total = {**self._total.figures(), **_waiting(list(waiting.values()))}
+            return total, {
+                name: TypeStats(**tally.figures(), **_waiting([waiting[name]] if name in waiting else []))
+                for name, tally in self._by_type.items()
+            }
+
+
+def _waiting(types: list[Waiting]) -> dict[str, Any]:
+    """What tasks wait for, as the fields of `TypeStats`."""
+    return {
+        "waiting_for_time": sum(each.delay for each in types),
+        "waiting_for_key": sum(each.key for each in types),
+        "waiting_for_cap": sum(each.cap for each in types),
+        "waiting_for_retry": sum(each.retry for each in types),
+        "waiting_for_defer": sum(each.defer for each in types),
+        "oldest_seconds": max((each.oldest for each in types if each.oldest is not None), default=None),
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """What a merge function has made of a run that waits and of one that joins it."""
+
+    joining: Joining[Run]
+    task: Task | None
+    data: bytes | None
 
 
 def facts_of(run: Run) -> dict[str, Any]:
@@ -232,12 +338,33 @@ def _verdict(run: Run, outcome: Outcome, told: Told) -> Outcome:
     if run.stop is None or outcome.state is TaskState.ABANDONED:
         return outcome
     if run.stop is TaskState.TIMED_OUT:
-        assert run.timeout is not None
         stack = outcome.stack or (told[2] if outcome.state is TaskState.CANCELLED else None)
-        error = TaskTimeoutError(run.id, run.timeout, run.seconds() or 0.0, stack)
+        error = _time_was_up(run, stack)
         error.__cause__ = outcome.error if outcome.state is TaskState.FAILED else None
         return Outcome(TaskState.TIMED_OUT, error=error)
     return Outcome(TaskState.CANCELLED)
+
+
+def _time_was_up(run: Run, stack: str | None) -> TaskTimeoutError:
+    if run.struck == "queue_timeout":
+        assert run.finished_ns is not None
+        waited = run.finished_ns / 1e9 - max(run.queued_ns / 1e9, run.ready_at)
+        return TaskTimeoutError(run.id, run.policy.queue_timeout, waited, limit=run.struck)
+    limit = run.timeout if run.struck == "timeout" else run.policy.idle_timeout
+    assert limit is not None
+    stage = None if run.progress is None else run.progress.stage
+    return TaskTimeoutError(run.id, limit, run.seconds() or 0.0, stack, run.struck, stage)
+
+
+def _with_verdict(outcome: Outcome, told: Told, verdict: Verdict) -> tuple[Outcome, Told]:
+    """The last outcome, with the reason why it is the last where that is ours to say."""
+    error = outcome.error
+    if not verdict.why or type(error) is not WorkerDiedError:
+        return outcome, told
+    why = f"{error.why}; {verdict.why}" if error.why else verdict.why
+    last = WorkerDiedError(error.pid, error.exitcode, error.ran, error.peak_rss_bytes, why)
+    last.__cause__ = error.__cause__
+    return outcome._replace(error=last), _told_of_ours(last, told)
 
 
 def _told(error: BaseException | None) -> Told:

@@ -38,16 +38,22 @@ from taskback._handle import TaskHandle
 from taskback._keeper import LoopThread, call_in, join
 from taskback._options import UNSET, Options, checked_count, read_options
 from taskback._report import BackendStats, ShutdownReport, WorkerStats
-from taskback._router import Policy, TaskRouter
+from taskback._router import NO_POLICY, Policy, TaskRouter
 from taskback._run import Run
 from taskback._state import BACKEND_MOVES, BackendState, TaskState
 from taskback._task import CurrentTask, Progress, Task, checked_type
+from taskback.backends._alarm import Alarm
 from taskback.backends._closing import Closing
-from taskback.backends._ledger import Ledger, facts_of
+from taskback.backends._ledger import Ledger, Merged, facts_of
 from taskback.backends._packing import HandlerPacker
 from taskback.backends._stopping import Stopping
 from taskback.backends._watch import Watch
 from taskback.pools.lane import Lane
+from taskback.scheduler.attempts import Verdict
+from taskback.scheduler.coalescing import Joining
+from taskback.scheduler.entry import Place
+from taskback.scheduler.fields import fair_value_of, key_of
+from taskback.scheduler.rules import check_floors
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +80,7 @@ class ManagedBackend(TaskBackend):
     """
 
     crosses = False  # whether tasks are pickled
+    _max_workers: int | None = None  # how many tasks may run at a time, where that is known
 
     def __init__(
         self,
@@ -108,9 +115,10 @@ class ManagedBackend(TaskBackend):
         self.keeper = LoopThread(f"{self._name}-keeper")
         self._stopping = Stopping(self._ledger, self.keeper, self._cancel_grace)
         self._callbacks = Courier(f"{self._name}-callbacks")
+        self._alarm = Alarm(self.keeper, self._time_has_come)
         self._watch: Watch | None = None
         if self._stuck_after is not None:
-            watched = (self._lanes, self.refresh, self._tell_stuck)
+            watched = (self._lanes, self._ledger.refresh, self._tell_stuck)
             self._watch = Watch(self._stuck_after, *watched, self.keeper, self._callbacks)
         self._closing: Closing | None = None
         self._idle: list[Lane] = []
@@ -166,7 +174,13 @@ class ManagedBackend(TaskBackend):
             raise TypeError(f"a handler must be callable, not a {type(handler).__name__}")
         if self.crosses:
             self._packer.check(handler)
+        self._check_floors(handler)
         self._executor = handler
+
+    def _check_floors(self, handler: Handler | None) -> None:
+        """Refuse policies that cannot be kept with the workers that there are."""
+        if self._max_workers is not None and isinstance(handler, TaskRouter):
+            check_floors(handler.policies, self._max_workers)
 
     def handler_bytes(self) -> tuple[tuple[str, int], bytes | None]:
         """The handler and what restores context, for a process: a key that changes with them, and their bytes."""
@@ -181,7 +195,7 @@ class ManagedBackend(TaskBackend):
             self._current(run),
             restores(),
             run.context,
-            run.variables or contextvars.Context(),
+            contextvars.Context() if run.variables is None else run.variables.copy(),  # as it was, for each attempt
         )
 
     def make_async_call(self, run: Run) -> AsyncCall:
@@ -217,6 +231,7 @@ class ManagedBackend(TaskBackend):
                 return
             if self._state in (BackendState.DRAINING, BackendState.STOPPING):
                 raise BackendClosedError(self._name, self._state.value)
+            self._check_floors(self._executor)  # a router's may have been written down after set_handler
             tell_at_the_end(self)
             self._open()
             with self._ledger.lock:
@@ -251,12 +266,26 @@ class ManagedBackend(TaskBackend):
         if joined is not None:
             return joined
         run = self._make_run(task, task_type, options, policy)
-        handle = self._ledger.admit(run, self, queue and self._executor is not None)
+        queue = queue and self._executor is not None
+        handle = self._ledger.admit(run, self, queue)
+        while isinstance(handle, Joining):
+            handle = self._ledger.admit(run, self, queue, self._merged(handle, task))
         if handle is None:
             raise BackendClosedError(self._name, self._state.value)
         if handle._run is run:
             self._accepted(run, queue)
+        elif handle._run.id != options.id:  # it may have brought another priority or an earlier time
+            self.look_again()
         return handle
+
+    def _merged(self, joining: Joining[Run], task: Task) -> Merged:
+        """What the policy's function makes of the task that waits and of this one. User code, under no lock."""
+        assert joining.merge is not None
+        merged = joining.merge(joining.item.task(), dict(task))
+        if not isinstance(merged, dict):
+            raise TypeError(f"coalesce must give a task, which is a dict, not a {type(merged).__name__}")
+        merged = dict(merged)
+        return Merged(joining, *((None, _codec.dumps_task(merged)) if self.crosses else (merged, None)))
 
     def _be_open(self, task_type: str | None) -> None:
         if self._state is BackendState.NEW:
@@ -268,7 +297,7 @@ class ManagedBackend(TaskBackend):
     def _policy(self, task_type: str | None) -> Policy:
         handler = self._executor
         if not isinstance(handler, TaskRouter):
-            return Policy()
+            return NO_POLICY
         handler.check(task_type)
         return handler.policy(task_type)
 
@@ -285,9 +314,12 @@ class ManagedBackend(TaskBackend):
             None if self.crosses else task,
             data,
             context=captured(options.context),
-            priority=options.priority,
+            priority=policy.priority if options.priority is None else options.priority,
             ready_at=options.ready_at,
             timeout=timeout,
+            policy=policy,
+            key=None if policy.key is None else key_of(policy, task),
+            fair_value=None if policy.fair_by is None else fair_value_of(policy, task),
         )
         self._prepare(run)
         return run
@@ -296,30 +328,39 @@ class ManagedBackend(TaskBackend):
         if self._executor is None:
             self.ended(run, Outcome(TaskState.FAILED, error=NoHandlerError(self._name, run.type)))
         elif queue:
-            if run.ready_at:
-                self.keeper.start()
-                self.keeper.call(self._look_again_at, run.ready_at)
             self.look_again()
 
-    def _look_again_at(self, when: float) -> None:
-        asyncio.get_running_loop().call_at(when, self.look_again)  # its clock is the monotonic one
-
     def look_again(self) -> None:
-        """Hand over what may start, as long as there is a lane for it."""
+        """Hand over what may start, as long as there is a lane for it, and see to it that times are kept."""
         while True:
             with self._ledger.lock:
                 run = self._next()
+                wake_at = self._ledger.scheduler.wake_at()
+            if wake_at is not None:
+                self._alarm.set(wake_at)
             if run is None:
                 return
             self._hand_over(run)
 
+    def _time_has_come(self) -> None:
+        """On the keeper's thread: end what has waited too long, and hand over what may start now."""
+        with self._ledger.lock:
+            expired = self._ledger.scheduler.expired(_clock.monotonic())
+            for run in expired:
+                if run.stop is None:
+                    run.stop, run.struck = TaskState.TIMED_OUT, "queue_timeout"
+        for run in expired:
+            self.ended(run, Outcome(TaskState.TIMED_OUT))
+        self.look_again()
+
     def _next(self) -> Run | None:
-        if not len(self._ledger.queue) or self._state not in MAY_START:
+        scheduler = self._ledger.scheduler
+        if not len(scheduler) or self._state not in MAY_START:
             return None
         if not self._has_lane():
             self._lanes_wanted()
             return None
-        run = self._ledger.queue.pop(_clock.monotonic())
+        run = scheduler.next(_clock.monotonic())
         if run is None:
             return None
         lane = run.lane = self._take_lane(run)
@@ -329,7 +370,7 @@ class ManagedBackend(TaskBackend):
     def next_run(self, lane: Lane) -> Run | None:
         """What the lane is to do, whose worker is free; None makes it idle."""
         with self._ledger.lock:
-            run = self._ledger.queue.pop(_clock.monotonic()) if self._state in MAY_START else None
+            run = self._ledger.scheduler.next(_clock.monotonic()) if self._state in MAY_START else None
             if run is not None:
                 run.lane = lane
                 lane.took(run)
@@ -338,15 +379,18 @@ class ManagedBackend(TaskBackend):
             return run
 
     def more_runs(self, lane: Lane, most: int) -> list[Run]:
-        """What it may do after that, as anybody may: the next ones, up to the first that has a time limit."""
+        """What it may do after that, as anybody may: the next ones, up to the first that a limit or rule constrains."""
         runs: list[Run] = []
         with self._ledger.lock:
-            queue = self._ledger.queue
-            if self._state not in MAY_START or not len(queue):
+            scheduler = self._ledger.scheduler
+            if self._state not in MAY_START or not len(scheduler):
                 return runs
             now = _clock.monotonic()
-            while len(runs) < most and (run := queue.first(now)) is not None and run.timeout is None:
-                queue.discard(run)
+            while len(runs) < most and (run := scheduler.next(now)) is not None:
+                limited = run.timeout is not None or run.policy.idle_timeout is not None
+                if limited or not scheduler.may_go_ahead(run):
+                    scheduler.put_back(run)
+                    break
                 run.lane = lane
                 lane.took(run)
                 runs.append(run)
@@ -356,7 +400,7 @@ class ManagedBackend(TaskBackend):
         lane: Lane = run.lane
         try:
             lane.send(run)
-            self.handed_over()
+            self.handed_over(run)
         except BaseException as error:
             # Without its frames, which would keep the lane for as long as somebody has the error.
             logger.error("task %s could not be handed over\n%s", run.id, _codec.traceback_text(error))
@@ -365,8 +409,10 @@ class ManagedBackend(TaskBackend):
 
     # --- what lanes say ---
 
-    def handed_over(self) -> None:
+    def handed_over(self, run: Run) -> None:
         """A lane has sent a run."""
+        if run.policy.idle_timeout is not None:
+            self._stopping.limit_idle(run)
         if self._watch is not None:
             self._watch.see_to_it()
 
@@ -412,24 +458,28 @@ class ManagedBackend(TaskBackend):
 
     def refresh(self, run: Run) -> None:
         """Find out whether a run that was handed over has begun, where nobody tells."""
-        lane: Lane | None = run.lane
-        found = None if lane is None else lane.started(run)
-        if found is not None:
-            self._ledger.start(run, *found)
+        self._ledger.refresh(run)
 
     def progressed(self, run: Run, progress: Progress) -> None:
         """The handler reported."""
         self._ledger.progress(run, progress)
 
     def ended(self, run: Run, outcome: Outcome, *, pid: int | None = None, started_ns: int | None = None) -> None:
-        """The run is over; the first to say so wins."""
-        handles = self._ledger.end(run, outcome, pid, started_ns)
-        if handles is None:
+        """The run is over, or is to be tried again; the first to say so wins."""
+        ruled = run.key is not None or run.policy.max_running is not None or run.policy.reserved > 0
+        ended = self._ledger.end(run, outcome, pid, started_ns)
+        if isinstance(ended, Verdict):
+            _log_attempt(run, outcome, ended)
+            self.look_again()
+            return
+        if ended is None:
             return
         run.variables = None
         _log(run)
         run.outcome = None  # an error's traceback leads to the run; from here on the handles alone have it
-        self._announce(handles)
+        self._announce(ended)
+        if ruled:  # what waited for that may start, on another lane too
+            self.look_again()
 
     def _announce(self, handles: list[TaskHandle]) -> None:
         """Wake those who wait, and call the callbacks: here, unless this is the keeper's thread, which has duties."""
@@ -465,6 +515,7 @@ class ManagedBackend(TaskBackend):
             lane: Lane | None = run.lane
             if lane is None:  # it has ended meanwhile, and its lane is another's
                 return
+            run.gave_up = lane
             self._give_up(lane)
         if run.state is TaskState.QUEUED:  # its thread never came to it, and may_start() refuses it from now on
             self.ended(run, Outcome(TaskState.CANCELLED))
@@ -485,6 +536,8 @@ class ManagedBackend(TaskBackend):
         with self._ledger.lock:
             if run is not None:
                 lane.left(run)
+                if run.gave_up is lane:  # its thread has ended after all, which frees its key
+                    self._ledger.scheduler.ended(run)
             if lane.run is None and self._lane_freed(lane) and lane not in self._idle:
                 self._idle.append(lane)
         self.look_again()
@@ -710,6 +763,29 @@ class ManagedBackend(TaskBackend):
         workers = tuple(worker for lane in self._lanes() if (worker := self._worker_stats(lane)) is not None)
         return BackendStats(**figures, workers=workers, by_type=by_type, events_dropped=self._listeners.dropped)
 
+    def explain(self, handle: TaskHandle) -> str:
+        """Why a task is still waiting, as a sentence.
+
+        Args:
+            handle (TaskHandle): A handle of this backend.
+
+        Returns:
+            str: What it waits for: its time, a worker, another task of its key, the cap of its type, its next attempt.
+
+        Raises:
+            ValueError: The handle is of another backend.
+        """
+        if handle._owner is not self:
+            raise ValueError(f"task {handle.id} is not of this backend")
+        if handle.state.final:
+            return f"it does not wait: it is {handle.state.value}"
+        run = handle._run
+        with self._ledger.lock:
+            reason = self._ledger.scheduler.explain(run, _clock.monotonic())
+        if reason is None:
+            return "it does not wait: it runs where it was submitted"
+        return str(reason)  # outside of the lock, for a key's text is user code
+
     def stacks(self) -> dict[str, str]:
         running = [run for run in list(self._ledger.runs.values()) if run.lane is not None]
         return {run.id: stack for run in running if (stack := _stack(run))}
@@ -790,4 +866,17 @@ def _log(run: Run) -> None:
         outcome.state.value.replace("_", " "),
         *run.told[:2],
         exc_info=outcome.error if traces else None,
+    )
+
+
+def _log_attempt(run: Run, outcome: Outcome, verdict: Verdict) -> None:
+    """Tell of an attempt that was not the last."""
+    seconds = max(0.0, verdict.at - _clock.monotonic())
+    if verdict.again is Place.DEFER:
+        logger.debug("task %s of type %r has put itself off for %.3g s", run.id, run.type, seconds)
+        return
+    past = run.past[-1]
+    logger.warning(
+        "attempt %d of task %s of type %r %s, the next one comes in %.3g s: %s: %s",
+        *(past.number, run.id, run.type, outcome.state.value, seconds, past.error_type, past.error_text),
     )

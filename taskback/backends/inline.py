@@ -107,6 +107,10 @@ class SyncTaskBackend(ManagedBackend):
         finally:
             del handle  # an error's traceback leads to this frame, and the handle has the error
 
+    def _start_afresh(self) -> None:
+        super()._start_afresh()
+        self._ledger.schedules = False
+
     def _go(self, run: Run, lane: Any) -> None:
         with self._ledger.lock:
             run.lane = lane

@@ -92,7 +92,7 @@ class ProcessPoolTaskBackend(ManagedBackend):
     ) -> None:
         if max_workers is None:
             max_workers = _os.available_cpus()
-        self._max_workers = checked_count("max_workers", max_workers, least=1)
+        self._count = self._max_workers = checked_count("max_workers", max_workers, least=1)
         super().__init__(
             handler,
             timeout=timeout,
@@ -111,7 +111,7 @@ class ProcessPoolTaskBackend(ManagedBackend):
     def _open(self) -> None:
         self._packer.forget()
         guardian = self._guardian = GuardianClient(modules_of(self._executor))
-        self._processes = [ProcessLane(self, guardian, f"{self._name}-{number}") for number in range(self._max_workers)]
+        self._processes = [ProcessLane(self, guardian, f"{self._name}-{number}") for number in range(self._count)]
         self.keeper.start()
         for lane in self._processes:
             self.keeper.call(lane.start)
@@ -146,7 +146,7 @@ class ProcessPoolTaskBackend(ManagedBackend):
         if any(other.hopeful for other in self._processes if other is not lane):
             return True
         with self._ledger.lock:
-            waiting = list(self._ledger.queue)
+            waiting = list(self._ledger.scheduler)
         told = [run for run in waiting if run.queued_ns <= tried_ns]
         for run in told:
             self.ended(run, Outcome(TaskState.LOST, error=copy(error)))  # whoever raises it adds a traceback

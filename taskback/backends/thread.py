@@ -66,7 +66,7 @@ class ThreadPoolTaskBackend(ManagedBackend):
     ) -> None:
         if max_workers is None:
             max_workers = min(32, _os.available_cpus() + 4)
-        self._max_workers = checked_count("max_workers", max_workers, least=1)
+        self._count = self._max_workers = checked_count("max_workers", max_workers, least=1)
         super().__init__(
             handler,
             timeout=timeout,
@@ -83,7 +83,7 @@ class ThreadPoolTaskBackend(ManagedBackend):
         self._given_up: set[Lane] = set()  # lanes whose thread was abandoned and has not ended
 
     def _open(self) -> None:
-        lanes = [self._new_lane() for _ in range(self._max_workers)]
+        lanes = [self._new_lane() for _ in range(self._count)]
         with self._ledger.lock:
             self._threads, self._idle = lanes, list[Lane](reversed(lanes))
 
@@ -112,7 +112,7 @@ class ThreadPoolTaskBackend(ManagedBackend):
             return True
         lane.close()  # its thread has come back after all, and ends
         self._given_up.discard(lane)
-        if self._ledger.open and len(self._threads) < self._max_workers:
+        if self._ledger.open and len(self._threads) < self._count:
             self._add_lane()
         return False
 

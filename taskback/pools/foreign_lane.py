@@ -91,7 +91,7 @@ class ForeignLane(OneRun):
         except BrokenExecutor as error:
             assert self._pool is not None
             self._owner.pool_broke(self._pool)
-            return Outcome(TaskState.LOST, error=_died(run, error))
+            return Outcome(TaskState.LOST, error=_died(run, error), own=True)
         except BaseException as error:  # the pool's own, for our call itself raises nothing
             return Outcome(TaskState.FAILED, error=error)
         with self._owner.user_code("rebuilding the result", run.id):

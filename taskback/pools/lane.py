@@ -150,7 +150,7 @@ class LaneOwner(Protocol):
         """What it may do after that, as anybody may."""
         ...
 
-    def handed_over(self) -> None:
+    def handed_over(self, run: Run) -> None:
         """A lane has sent what it took."""
         ...
 

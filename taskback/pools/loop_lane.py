@@ -52,7 +52,8 @@ class LoopLane(OneRun):
 
     def _begin(self, run: Run) -> None:
         call = self._owner.make_async_call(run)
-        self._task = self._loop.create_task(self._perform(run, call), name=f"taskback-{run.id}", context=run.variables)
+        variables = None if run.variables is None else run.variables.copy()  # as it was, for each attempt
+        self._task = self._loop.create_task(self._perform(run, call), name=f"taskback-{run.id}", context=variables)
         call.runs_as(self._task)
         self._task.add_done_callback(partial(self._ended, run))
 

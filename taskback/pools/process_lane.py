@@ -217,7 +217,7 @@ class ProcessLane:
     def sent(self, lane: WorkerLane, run: Run) -> None:
         if run.stop is not None:
             self.interrupt(run, firmly=False)
-        self._owner.handed_over()
+        self._owner.handed_over(run)
 
     def withdraw(self, lane: WorkerLane) -> None:
         if lane is self._lane:
@@ -290,7 +290,7 @@ class ProcessLane:
             run.killed = True
         if error.ran is not None:
             started_ns = _clock.monotonic_ns() - int(error.ran * 1e9)
-            outcome = Outcome(TaskState.LOST, error=error, stack=ending.stack or None)
+            outcome = Outcome(TaskState.LOST, error=error, stack=ending.stack or None, own=True)
             self._owner.ended(run, outcome, pid=ending.pid, started_ns=started_ns)
             return
         run.false_starts += 1

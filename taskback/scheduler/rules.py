@@ -5,7 +5,7 @@ A rule that makes no sense is refused where it is written: a wrong type is a Typ
 
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from taskback import _clock
 from taskback._options import checked_count
@@ -118,16 +118,17 @@ def _check_field(name: str, value: object) -> None:
         raise ValueError(f"{name} must name a field of the task, not be empty")
 
 
+R = TypeVar("R", bound=Rules)
 PLAIN: Final = Rules()  # of a type that nothing is written down for
-_NAMES: Final = tuple(field.name for field in fields(Rules))
 
 
-def read_rules(given: Mapping[str, Any]) -> Rules:
+def read_rules(kind: type[R], given: Mapping[str, Any]) -> R:
     """The rules that were written down by name; a name that there is not is a ValueError."""
-    unknown = sorted(set(given) - set(_NAMES))
+    names = [field.name for field in fields(kind)]
+    unknown = sorted(set(given) - set(names))
     if unknown:
-        raise ValueError(f"unknown policy {unknown[0]!r}; a type takes {', '.join(_NAMES)}")
-    return Rules(**given)
+        raise ValueError(f"unknown policy {unknown[0]!r}; a type takes {', '.join(names)}")
+    return kind(**given)
 
 
 def check_floors(rules: Mapping[str, Rules], workers: int) -> None:

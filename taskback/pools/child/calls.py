@@ -83,7 +83,7 @@ class Reply(NamedTuple):
         if self.state is TaskState.CANCELLED:
             return Outcome(self.state, stack=self.value[2])
         if self.state is not TaskState.SUCCEEDED:
-            return Outcome(self.state, error=_codec.unpack_error(self.value))
+            return Outcome(self.state, error=_codec.unpack_error(self.value), own=True)
         try:
             return Outcome(TaskState.SUCCEEDED, _codec.loads(self.value))
         except BaseException as error:
