@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from typing import Any, NoReturn
 
-from taskback import TaskCancelled, current_task
+from taskback import Defer, TaskCancelled, current_task
 from tests import gates
 
 Task = dict[str, Any]
@@ -67,6 +67,66 @@ def compute(task: Task) -> int:
 
 def die(task: Task) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def fail_until(task: Task) -> int:
+    """Succeed with the given attempt, and raise before it: what the task says, or a ValueError."""
+    attempt = current_task().attempt
+    if attempt < task["attempt"]:
+        raise task.get("raises", ValueError(f"attempt {attempt}"))
+    return attempt
+
+
+def die_until(task: Task) -> int:
+    """Succeed with the given attempt, and take the worker along before it."""
+    if current_task().attempt < task["attempt"]:
+        die(task)
+    return current_task().attempt
+
+
+def note(task: Task) -> Any:
+    """Write a line; stand at the gate, if there is one; write another."""
+    with open(task["log"], "a") as file:
+        file.write(f"begin {task['n']}\n")
+    if "gate" in task:
+        gates.hold(task["gate"], task["n"])
+    with open(task["log"], "a") as file:
+        file.write(f"end {task['n']}\n")
+    return task.get("value")
+
+
+async def note_async(task: Task) -> Any:
+    with open(task["log"], "a") as file:
+        file.write(f"begin {task['n']}\n")
+    if "gate" in task:
+        await gates.hold_async(task["gate"], task["n"])
+    with open(task["log"], "a") as file:
+        file.write(f"end {task['n']}\n")
+    return task.get("value")
+
+
+def note_or_defer(task: Task) -> Any:
+    """Write a line, and put the task off as often as it says."""
+    note(task)
+    with open(task["log"]) as file:
+        if file.read().count(f"end {task['n']}\n") <= task["defers"]:
+            raise Defer(task["seconds"])
+    return current_task().attempt
+
+
+def report_and_hold(task: Task) -> None:
+    """Report some times, and then no more."""
+    for step in range(task["times"]):
+        current_task().report(step, stage=f"step {step}")
+        time.sleep(task["every"])
+    gates.hold(task["gate"])
+
+
+async def report_and_hold_async(task: Task) -> None:
+    for step in range(task["times"]):
+        current_task().report(step, stage=f"step {step}")
+        await asyncio.sleep(task["every"])
+    await gates.hold_async(task["gate"])
 
 
 def seconds_left(task: Task) -> float | None:

@@ -140,7 +140,7 @@ class Ledger:
     def _start(self, run: Run, pid: int | None, started_ns: int) -> None:
         self._move(run, TaskState.RUNNING)
         run.pid, run.started_ns = pid, max(started_ns, run.queued_ns)
-        run.moved_ns = run.started_ns
+        run.moved_ns = max(run.moved_ns, run.started_ns)  # it may have reported before its start was looked up
         for handle in run.handles:
             handle._mark_running()
         if self.listeners.listening:

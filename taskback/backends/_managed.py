@@ -411,7 +411,7 @@ class ManagedBackend(TaskBackend):
 
     def handed_over(self, run: Run) -> None:
         """A lane has sent a run."""
-        if run.policy.idle_timeout is not None:
+        if run.policy.idle_timeout is not None and self.promises.timeout:
             self._stopping.limit_idle(run)
         if self._watch is not None:
             self._watch.see_to_it()
