@@ -1,7 +1,7 @@
 """Handlers by task type, each with its policy."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar, overload
 
 from taskback import _clock
@@ -74,9 +74,10 @@ class TaskRouter:
 
     def __init__(self, *, fallback: Handler | None = None, policy_for: Callable[[str], Policy] | None = None) -> None:
         self._handlers: dict[str, Handler] = {}
-        self._policies: dict[str, Policy] = {}
+        self._policies: dict[str | None, Policy] = {None: NO_POLICY}  # None: of whatever has none of its own
         self._fallback = None if fallback is None else _checked(fallback)
         self._policy_for = None if policy_for is None else _checked(policy_for)
+        self._defaults: dict[str, Any] = {}
 
     @property
     def types(self) -> tuple[str, ...]:
@@ -111,7 +112,7 @@ class TaskRouter:
         if not isinstance(type, str):
             raise TypeError(f"a task type is a string, not {type!r}")
         type = plain(type)
-        written = read_rules(Policy, policy)
+        written = read_rules(Policy, {**self._defaults, **policy})
 
         def write_down(handler: H) -> H:
             if type in self._handlers:
@@ -131,17 +132,15 @@ class TaskRouter:
         Returns:
             Policy: An empty one for a type that nothing is written down for.
         """
-        if type is None:
-            return NO_POLICY
-        type = plain(type)
-        if type in self._policies:
-            return self._policies[type]
-        if self._policy_for is None:
-            return NO_POLICY
+        found = self._policies.get(None if type is None else plain(type))
+        if found is not None:
+            return found
+        if type is None or self._policy_for is None:
+            return self._policies[None]
         policy = self._policy_for(type)
         if not isinstance(policy, Policy):
             raise TypeError(f"policy_for({type!r}) must give a Policy, not a {policy.__class__.__name__}")
-        return policy
+        return _filled(policy, self._defaults)
 
     @property
     def policies(self) -> dict[str, Policy]:
@@ -150,7 +149,27 @@ class TaskRouter:
         Returns:
             dict[str, Policy]: By type; a copy.
         """
-        return dict(self._policies)
+        return {type: policy for type, policy in self._policies.items() if type is not None}
+
+    def with_defaults(self, **policy: Any) -> "TaskRouter":
+        """The same handlers, with policies for whatever says nothing of its own: types without them, tasks without one.
+
+        Args:
+            **policy (Any): Fields of a `Policy`.
+
+        Returns:
+            TaskRouter: Another router; this one stays as it is.
+
+        Raises:
+            TypeError: A field has the wrong type.
+            ValueError: A field makes no sense, by itself or beside one of a type's, or is unknown.
+        """
+        read_rules(Policy, policy)
+        made = TaskRouter(fallback=self._fallback, policy_for=self._policy_for)
+        made._handlers = dict(self._handlers)
+        made._defaults = {**self._defaults, **policy}
+        made._policies = {type: _filled(each, policy) for type, each in self._policies.items()}
+        return made
 
     def check(self, type: str | None) -> None:
         """Refuse a type that nobody would take.
@@ -174,6 +193,13 @@ class TaskRouter:
 
     def __repr__(self) -> str:
         return f"<TaskRouter {', '.join(self.types) or 'without types'}>"
+
+
+def _filled(policy: Policy, defaults: dict[str, Any]) -> Policy:
+    """The policy, with these values in the fields that say nothing."""
+    return replace(
+        policy, **{name: value for name, value in defaults.items() if getattr(policy, name) == getattr(NO_POLICY, name)}
+    )
 
 
 def _checked(function: Any) -> Any:

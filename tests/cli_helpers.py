@@ -47,6 +47,22 @@ async def echo_async(task):
     await asyncio.sleep(0)
     return task.get("n")
 
+def flaky(task):
+    from taskback import current_task
+    if current_task().attempt < task["attempt"]:
+        raise ValueError(f"attempt {current_task().attempt}")
+    return current_task().attempt
+
+def alone(task):
+    """Fail if another one of its bank is under way."""
+    os.mkdir(f"{task['bank']}.lock")
+    time.sleep(0.01)
+    os.rmdir(f"{task['bank']}.lock")
+    return task["n"]
+
+def silent(task):
+    time.sleep(60)
+
 def count(task):
     tell(task["n"])
     return task["n"]
@@ -88,6 +104,16 @@ def peak_kib():
     """Greatest resident memory since this program was started; ru_maxrss would include the test's own."""
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+
+careful = TaskRouter()
+
+@careful.handler("flaky", max_attempts=2)
+def careful_flaky(task):
+    return flaky(task)
+
+@careful.handler("alone", key="bank")
+def careful_alone(task):
+    return alone(task)
 
 routed = TaskRouter()
 routed.handler("echo", echo)

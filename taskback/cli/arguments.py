@@ -9,12 +9,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from taskback.pools import _os
 
 BACKENDS: Final = ("sync", "async", "thread", "process")
 SHUTDOWN_TIMEOUT: Final = 20.0  # seconds; with the grace below the 30 s that process managers grant
+POLICIES: Final = ("idle_timeout", "queue_timeout", "max_attempts", "key")
 ASYNC_AT_ONCE: Final = 32  # tasks; what `--workers` is for the async backend, which has no workers
 
 DESCRIPTION: Final = """\
@@ -30,6 +31,9 @@ EPILOG: Final = """\
 example:
   taskback run jobs:consolidate tasks.jsonl --workers 4 --timeout 60 --out results.jsonl
   taskback run jobs:consolidate tasks.jsonl --workers 4 --timeout 60 --out results.jsonl --resume
+
+Time limits, --max-attempts and --key are for tasks whose type says nothing of its own on a TaskRouter. Its other
+policies hold as well. An attempt that fails is followed by the next one after 1 s, 2 s, 4 s and so on.
 
 A result line has id, line (of TASKS), type, state, result or error, seconds, attempt and worker_pid. Lines come in
 the order in which tasks end. What handlers print goes to standard error when the results go to standard output.
@@ -56,6 +60,8 @@ class Options:
         backend (str): One of `BACKENDS`.
         workers (int): Tasks that may run at once.
         timeout (float | None): Seconds a task may run; None for no limit.
+        policy (dict[str, Any]): Fields of the policy of tasks whose type says nothing of its own.
+        max_queued (int | None): Tasks that may wait beside those that run; None leaves it to the command.
         shutdown_timeout (float): Seconds to wait for the tasks in flight after the first signal.
         out (str | None): The results file, or None for standard output.
         resume (bool): Go on where the results file ends.
@@ -67,6 +73,8 @@ class Options:
     backend: str
     workers: int
     timeout: float | None
+    policy: dict[str, Any]
+    max_queued: int | None
     shutdown_timeout: float
     out: str | None
     resume: bool
@@ -84,6 +92,12 @@ def read_arguments(argv: Sequence[str]) -> Options:
     given = parser.parse_args(argv)
     if given.backend == "sync" and given.workers not in (None, 1):
         parser.error("--backend sync runs one task at a time; --workers needs another backend")
+    policy = {name: value for name in POLICIES if (value := getattr(given, name)) is not None}
+    if policy and given.backend == "sync":
+        option = f"--{next(iter(policy)).replace('_', '-')}"
+        parser.error(f"--backend sync runs each task as it comes, without a queue; {option} needs another backend")
+    if given.max_queued is not None and given.backend not in ("thread", "process"):
+        parser.error(f"--backend {given.backend} has no queue to bound; --max-queued needs thread or process")
     if given.resume and given.out is None:
         parser.error("--resume needs --out: the results file says which tasks are done")
     return Options(
@@ -92,6 +106,8 @@ def read_arguments(argv: Sequence[str]) -> Options:
         backend=given.backend,
         workers=given.workers or _default_workers(given.backend),
         timeout=given.timeout,
+        policy=policy,
+        max_queued=given.max_queued,
         shutdown_timeout=given.shutdown_timeout,
         out=given.out,
         resume=given.resume,
@@ -118,8 +134,13 @@ def _add_run_arguments(run: argparse.ArgumentParser) -> None:
     run.add_argument("handler", metavar="HANDLER", help="module:attribute")
     run.add_argument("tasks", metavar="TASKS", help="a file with one JSON object a line, or - for standard input")
     run.add_argument("--backend", choices=BACKENDS, default="process", help="where tasks run (default: process)")
-    run.add_argument("--workers", type=_workers, metavar="N", help="tasks that run at once (default: by the machine)")
+    run.add_argument("--workers", type=_count, metavar="N", help="tasks that run at once (default: by the machine)")
     run.add_argument("--timeout", type=_limit, metavar="S", help="seconds a task may run (default: no limit)")
+    run.add_argument("--idle-timeout", type=_limit, metavar="S", help="seconds a task may run without a report()")
+    run.add_argument("--queue-timeout", type=_limit, metavar="S", help="seconds a task may wait before it begins")
+    run.add_argument("--max-attempts", type=_count, metavar="N", help="attempts a task has if its handler raises")
+    run.add_argument("--key", metavar="FIELD", help="a field of the tasks; of those with one value, one runs at a time")
+    run.add_argument("--max-queued", type=_count, metavar="N", help="tasks that are read ahead of those that run")
     run.add_argument(
         "--shutdown-timeout",
         type=_seconds,
@@ -131,7 +152,7 @@ def _add_run_arguments(run: argparse.ArgumentParser) -> None:
     run.add_argument("--resume", action="store_true", help="go on with the results file of an earlier run")
 
 
-def _workers(text: str) -> int:
+def _count(text: str) -> int:
     try:
         value = int(text)
     except ValueError:  # argparse would name this function instead of the mistake

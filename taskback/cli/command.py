@@ -18,7 +18,7 @@ from taskback import (
 from taskback.cli.arguments import Options, read_arguments
 from taskback.cli.complaints import INTERRUPTED, USAGE, CommandError, say
 from taskback.cli.feed import Feed
-from taskback.cli.handler import load_handler
+from taskback.cli.handler import load_handler, with_policy
 from taskback.cli.interrupts import Interrupts
 from taskback.cli.messages import Messages
 from taskback.cli.progress import open_progress
@@ -71,7 +71,7 @@ def _open_and_run(options: Options, closed: frozenset[int]) -> int:
         interrupts = stack.enter_context(Interrupts(messages))
         # Before the handler is imported: that may print.
         stdout = stack.enter_context(standard_output()) if options.out is None else None
-        handler = load_handler(options.handler)
+        handler = with_policy(load_handler(options.handler), options.policy)
         backend = _make_backend(options, handler)
         tasks = stack.enter_context(open_tasks(options.tasks))
         results = stdout or stack.enter_context(results_file(str(options.out), resume=options.resume, tasks=tasks))
@@ -132,6 +132,8 @@ def _make_backend(options: Options, handler: Any) -> TaskBackend:
 
 def _tasks_in_flight(options: Options) -> int:
     """An async backend runs whatever it is given, so that the window alone keeps `--workers`."""
+    if options.max_queued is not None:
+        return options.workers + options.max_queued
     return options.workers * (1 if options.backend == "async" else TASKS_A_WORKER)
 
 

@@ -33,6 +33,21 @@ def load_handler(spec: str) -> Any:
     return handler
 
 
+def with_policy(handler: Any, policy: dict[str, Any]) -> Any:
+    """The handler, as a router whose types have this policy where they say nothing.
+
+    Raises:
+        CommandError: It makes no sense beside a type's own.
+    """
+    if not policy:
+        return handler
+    router = handler if isinstance(handler, TaskRouter) else TaskRouter(fallback=handler)
+    try:
+        return router.with_defaults(**policy)
+    except (TypeError, ValueError) as error:
+        raise CommandError(f"the policies of the command do not go with the handler's: {error}") from error
+
+
 def _module(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
