@@ -1,16 +1,16 @@
-"""How many tasks of each type are where, and since when the oldest one waits.
+"""How many tasks of a type are where, and since when the oldest one waits.
 
-Holds: every task that was added and has not left is counted in one place. To move one costs O(log n).
+Holds: every task that was added and has not left is counted in one place. `_ages` has each that waits, once, which its
+entry's `aged` says; those that run or have left are there too until they are in the way. To move one costs O(log n).
 """
 
-from collections.abc import Mapping
+import heapq
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from taskback.scheduler.entry import Entry, Place
-from taskback.scheduler.ranking import Ranking
-from taskback.scheduler.ready import Ready
 
+SLACK: Final = 64  # ages of tasks that have left that are not worth a new heap
 _AGING = frozenset({Place.KEY, Place.READY, Place.RETRY, Place.DEFER})
 
 
@@ -43,48 +43,42 @@ class Waiting:
 class Census:
     """See the top of the file."""
 
-    __slots__ = ("_ages", "_counts", "running")
+    __slots__ = ("_ages", "_counts", "_gone")
 
     def __init__(self) -> None:
-        self._counts: dict[str | None, dict[Place, int]] = {}
-        self._ages: dict[str | None, Ranking[int, float]] = {}
-        self.running = 0
+        self._counts = dict.fromkeys(Place, 0)
+        self._ages: list[tuple[float, int, Entry[Any]]] = []
+        self._gone = 0  # how many in there have left
 
     def enter(self, entry: Entry[Any]) -> None:
         """A task comes in."""
-        if entry.type not in self._counts:
-            self._counts[entry.type] = dict.fromkeys(Place, 0)
-            self._ages[entry.type] = Ranking()
-        self._counts[entry.type][entry.place] += 1
+        self._counts[entry.place] += 1
 
     def move(self, entry: Entry[Any], place: Place) -> None:
         """A task is in another place from now on."""
-        counts = self._counts[entry.type]
+        counts = self._counts
         counts[entry.place] -= 1
         counts[place] += 1
-        self.running += (place is Place.RUNNING) - (entry.place is Place.RUNNING)
         entry.place = place
-        ages = self._ages[entry.type]
-        if place in _AGING:
-            ages.put(entry.sequence, entry.since)
-        else:
-            ages.drop(entry.sequence)
+        if not entry.aged and place in _AGING:
+            entry.aged = True
+            heapq.heappush(self._ages, (entry.since, entry.sequence, entry))
 
     def leave(self, entry: Entry[Any]) -> None:
-        """A task is gone; of a type without tasks nothing is kept."""
-        counts = self._counts[entry.type]
-        counts[entry.place] -= 1
-        self.running -= entry.place is Place.RUNNING
-        self._ages[entry.type].drop(entry.sequence)
-        if not any(counts.values()):
-            del self._counts[entry.type], self._ages[entry.type]
+        """A task is gone."""
+        self._counts[entry.place] -= 1
+        if not entry.aged:
+            return
+        entry.aged = False
+        self._gone += 1
+        if 2 * self._gone > len(self._ages) + SLACK:
+            self._ages = [age for age in self._ages if age[2].aged]
+            heapq.heapify(self._ages)
+            self._gone = 0
 
-    def figures(self, ready: Ready, now: float) -> Mapping[str | None, Waiting]:
-        """The figures of each type that has tasks."""
-        return {type: self._of(type, ready.line(type).at_cap, now) for type in self._counts}
-
-    def _of(self, type: str | None, at_cap: bool, now: float) -> Waiting:
-        counts, ages = self._counts[type], self._ages[type]
+    def figures(self, at_cap: bool, now: float) -> Waiting:
+        """The figures; `at_cap` says whether no more of the type may start."""
+        counts, since = self._counts, self._oldest()
         return Waiting(
             running=counts[Place.RUNNING],
             worker=0 if at_cap else counts[Place.READY],
@@ -93,5 +87,15 @@ class Census:
             delay=counts[Place.DELAYED],
             retry=counts[Place.RETRY],
             defer=counts[Place.DEFER],
-            oldest=max(0.0, now - ages.first_rank()) if ages else None,
+            oldest=None if since is None else max(0.0, now - since),
         )
+
+    def _oldest(self) -> float | None:
+        while self._ages:
+            since, _, entry = self._ages[0]
+            if entry.aged and entry.place in _AGING:
+                return since
+            heapq.heappop(self._ages)
+            self._gone -= not entry.aged
+            entry.aged = False  # if it runs and comes back, it is put here again
+        return None

@@ -7,9 +7,13 @@ the item may change later without harm.
 import enum
 import math
 from collections.abc import Hashable
-from typing import Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from taskback.scheduler.rules import Rules
+
+if TYPE_CHECKING:
+    from taskback.scheduler.keys import KeyLine
+    from taskback.scheduler.type_line import TypeLine
 
 
 class Item(Protocol):
@@ -78,6 +82,8 @@ class Entry(Budget, Generic[I]):
 
     __slots__ = (
         "abandoned",
+        "aged",
+        "alarm",
         "begun",
         "due",
         "expires",
@@ -85,16 +91,24 @@ class Entry(Budget, Generic[I]):
         "item",
         "joins",
         "key",
+        "key_line",
+        "line",
         "place",
         "priority",
         "rules",
         "sequence",
         "since",
+        "ticket",
         "type",
     )
 
-    def __init__(self, item: I, rules: Rules, now: float) -> None:
-        super().__init__()
+    def __init__(self, item: I, rules: Rules, line: "TypeLine", now: float) -> None:
+        self.failures = self.crashes = self.defers = 0
+        self.line = line  # of its type
+        self.key_line: KeyLine[I] | None = None  # of its key, while it has to do with that
+        self.ticket: tuple[int, Any] | None = None  # for its place in a line; see `tickets`
+        self.alarm: tuple[float, int, Any] | None = None  # for the time that it waits for; see `timers`
+        self.aged = False  # whether the census knows since when it waits
         self.item = item
         self.sequence = item.sequence
         self.type = item.type
@@ -111,7 +125,7 @@ class Entry(Budget, Generic[I]):
 
     def wait_from(self, now: float) -> None:
         """Its wait counts from now, or from its time if that is later."""
-        self.since = max(now, self.due)
+        self.since = now if now > self.due else self.due
         limit = self.rules.queue_timeout
         self.expires = math.inf if limit is None else self.since + limit
 

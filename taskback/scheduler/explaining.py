@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Generic
 
 from taskback.scheduler.entry import Entry, I, Place
-from taskback.scheduler.keys import Keys
+from taskback.scheduler import keys
 from taskback.scheduler.ready import Ready
 
 
@@ -52,7 +52,7 @@ class Reason(Generic[I]):
         return self.text if self.cause is not Cause.KEY else f"waits for its key {self.key!r}: {self.text}"
 
 
-def explain(entry: Entry[I], keys: Keys[I], ready: Ready, now: float) -> Reason[I]:
+def explain(entry: Entry[I], ready: Ready, now: float) -> Reason[I]:
     """Say why a task is where it is."""
     match entry.place:
         case Place.RUNNING:
@@ -71,7 +71,7 @@ def explain(entry: Entry[I], keys: Keys[I], ready: Ready, now: float) -> Reason[
 
 
 def _ready(entry: Entry[I], ready: Ready) -> Reason[I]:
-    line, before = ready.line(entry.type), ready.before(entry)
+    line, before = entry.line, ready.before(entry)
     others = f"{before} other{'' if before == 1 else 's'}"
     if line.at_cap:
         cap = f"max_running={line.rules.max_running} of type {entry.type!r} are running"

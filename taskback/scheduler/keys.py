@@ -8,13 +8,10 @@ A priority does not change the order within a key. A task enters the line when i
 tomorrow does not hold up today's.
 """
 
-from collections.abc import Hashable
 from typing import Generic
 
 from taskback.scheduler.entry import Entry, I
-from taskback.scheduler.ranking import Ranking
-
-Name = tuple[str | None, Hashable]
+from taskback.scheduler.tickets import Tickets
 
 
 class KeyLine(Generic[I]):
@@ -24,8 +21,8 @@ class KeyLine(Generic[I]):
 
     def __init__(self) -> None:
         self.front: Entry[I] | None = None
-        self.behind: Ranking[int, int] = Ranking()  # sequence numbers, most often none
-        self.joinable: Ranking[int, int] | None = None  # those that another submission may join, the last one first
+        self.behind: Tickets | None = None  # most often none
+        self.joinable: dict[int, Entry[I]] | None = None  # those that another submission may join, by sequence number
 
     @property
     def deserted(self) -> bool:
@@ -33,76 +30,82 @@ class KeyLine(Generic[I]):
         return self.front is None and not self.joinable
 
 
-class Keys(Generic[I]):
-    """See the top of the file. `entries` are the scheduler's, by sequence number."""
+def enter(entry: Entry[I]) -> tuple[bool, Entry[I] | None]:
+    """A task comes; whether it is in front now, and whose place it takes there. One that is not is to `fall_in`."""
+    line = _line(entry)
+    front = line.front
+    if front is not None and (front.begun or front.sequence < entry.sequence):
+        return False, None
+    line.front = entry
+    return True, front
 
-    __slots__ = ("_entries", "_lines")
 
-    def __init__(self, entries: dict[int, Entry[I]]) -> None:
-        self._entries = entries
-        self._lines: dict[Name, KeyLine[I]] = {}
+def fall_in(entry: Entry[I]) -> None:
+    """A task waits for its key: it takes its place behind the one in front. It is in no other line any more."""
+    line = entry.key_line
+    assert line is not None
+    if line.behind is None:
+        line.behind = Tickets()
+    line.behind.put(entry)
 
-    def enter(self, entry: Entry[I]) -> tuple[bool, Entry[I] | None]:
-        """A task takes its place; whether that is the front, and who had it before."""
-        line = self._line(entry)
-        front = line.front
-        if front is None:
-            line.front = entry
-            return True, None
-        if front.begun or front.sequence < entry.sequence:
-            line.behind.put(entry.sequence, entry.sequence)
-            return False, None
-        line.front = entry
-        line.behind.put(front.sequence, front.sequence)
-        return True, front
 
-    def leave(self, entry: Entry[I]) -> Entry[I] | None:
-        """A task is over, wherever it was; gives the one that is in front now in its stead."""
-        self.close(entry)
-        line = self._lines.get((entry.type, entry.key))
+def leave(entry: Entry[I]) -> Entry[I] | None:
+    """A task is over, wherever it was; gives the one that is in front now in its stead."""
+    line = entry.key_line
+    assert line is not None
+    if line.joinable:
+        line.joinable.pop(entry.sequence, None)
+    following = None
+    if line.front is entry:
+        following = line.front = line.behind.take() if line.behind else None
+    elif line.behind is not None and entry.ticket is not None:
+        line.behind.drop(entry)
+    _tidy(entry, line)
+    return following
+
+
+def front(entry: Entry[I]) -> Entry[I]:
+    """Who keeps a task of the same key waiting."""
+    assert entry.key_line is not None
+    assert entry.key_line.front is not None
+    return entry.key_line.front
+
+
+# --- joining ---
+
+
+def open(entry: Entry[I]) -> None:
+    """Another submission may join a task."""
+    line = _line(entry)
+    if line.joinable is None:
+        line.joinable = {}
+    line.joinable[entry.sequence] = entry
+
+
+def close(entry: Entry[I]) -> None:
+    """None may join it any more."""
+    line = entry.key_line
+    if line is not None and line.joinable:
+        line.joinable.pop(entry.sequence, None)
+
+
+def joinable(line: KeyLine[I] | None) -> Entry[I] | None:
+    """The last task of a key that may be joined. There are two at most where each submission joins if it can."""
+    return line.joinable[max(line.joinable)] if line is not None and line.joinable else None
+
+
+def _line(entry: Entry[I]) -> KeyLine[I]:
+    line = entry.key_line
+    if line is None:
+        lines = entry.line.keys
+        line = lines.get(entry.key)
         if line is None:
-            return None
-        if line.front is not entry:
-            line.behind.drop(entry.sequence)
-            return None
-        line.front = self._entries[line.behind.take()] if line.behind else None
-        self._tidy(entry, line)
-        return line.front
+            line = lines[entry.key] = KeyLine()
+        entry.key_line = line
+    return line
 
-    def front(self, entry: Entry[I]) -> Entry[I]:
-        """Who keeps a task of the same key waiting."""
-        front = self._lines[entry.type, entry.key].front
-        assert front is not None
-        return front
 
-    # --- joining ---
-
-    def open(self, entry: Entry[I]) -> None:
-        """Another submission may join a task."""
-        line = self._line(entry)
-        if line.joinable is None:
-            line.joinable = Ranking()
-        line.joinable.put(entry.sequence, -entry.sequence)
-
-    def close(self, entry: Entry[I]) -> None:
-        """None may join it any more."""
-        line = self._lines.get((entry.type, entry.key))
-        if line is not None and line.joinable is not None:
-            line.joinable.drop(entry.sequence)
-            self._tidy(entry, line)
-
-    def joinable(self, name: Name) -> Entry[I] | None:
-        """The last task of a key that may be joined."""
-        line = self._lines.get(name)
-        return self._entries[line.joinable.first()] if line is not None and line.joinable else None
-
-    def _line(self, entry: Entry[I]) -> KeyLine[I]:
-        name = entry.type, entry.key
-        line = self._lines.get(name)
-        if line is None:
-            line = self._lines[name] = KeyLine()
-        return line
-
-    def _tidy(self, entry: Entry[I], line: KeyLine[I]) -> None:
-        if line.deserted:
-            del self._lines[entry.type, entry.key]
+def _tidy(entry: Entry[I], line: KeyLine[I]) -> None:
+    entry.key_line = None
+    if line.deserted:
+        del entry.line.keys[entry.key]

@@ -1,44 +1,54 @@
 """How many of the tasks that wait go before one of them, for whoever asks why it waits.
 
-Holds: each task that was added and not dropped lies in the block of its priority and of its sequence number. To add and
-to drop cost O(1). To ask looks at the priorities in use, at the blocks of one priority and at the tasks of one block,
-never at all tasks.
+Holds: each task that was added and not dropped is counted in the block of its priority and of its sequence number. To
+add and to drop cost O(1). To ask looks at the priorities in use, at the blocks of one priority and at the tasks of one
+block, never at all tasks.
 """
 
-from typing import Final
+from collections import defaultdict
+from typing import Any, Final
+
+from taskback.scheduler.entry import Entry, Place
 
 BLOCK: Final = 512  # sequence numbers that share a block
 
 
 class Places:
-    """See the top of the file."""
+    """See the top of the file. `entries` are the scheduler's, by sequence number."""
 
-    __slots__ = ("_blocks", "_counts")
+    __slots__ = ("_counts", "_entries")
 
-    def __init__(self) -> None:
-        self._counts: dict[int, int] = {}  # by priority
-        self._blocks: dict[int, dict[int, set[int]]] = {}  # by priority, then by block
+    def __init__(self, entries: dict[int, Entry[Any]]) -> None:
+        self._entries = entries
+        self._counts: defaultdict[int, defaultdict[int, int]] = defaultdict(_counts)  # by priority, then by block
 
-    def add(self, priority: int, sequence: int) -> None:
+    def add(self, entry: Entry[Any]) -> None:
         """A task waits."""
-        self._counts[priority] = self._counts.get(priority, 0) + 1
-        self._blocks.setdefault(priority, {}).setdefault(sequence // BLOCK, set()).add(sequence)
+        self._counts[entry.priority][entry.sequence // BLOCK] += 1
 
-    def drop(self, priority: int, sequence: int) -> None:
+    def drop(self, entry: Entry[Any]) -> None:
         """It waits no more."""
-        blocks = self._blocks[priority]
-        block = blocks[sequence // BLOCK]
-        block.remove(sequence)
-        if not block:
-            del blocks[sequence // BLOCK]
-        self._counts[priority] -= 1
-        if not self._counts[priority]:
-            del self._counts[priority], self._blocks[priority]
+        counts, block = self._counts[entry.priority], entry.sequence // BLOCK
+        counts[block] -= 1
+        if not counts[block]:
+            del counts[block]
+            if not counts:
+                del self._counts[entry.priority]
 
-    def before(self, priority: int, sequence: int) -> int:
-        """How many have a higher priority, or the same and an earlier place."""
-        higher = sum(count for other, count in self._counts.items() if other > priority)
-        blocks = self._blocks.get(priority, {})
-        mine = sequence // BLOCK
-        earlier = sum(len(block) for number, block in blocks.items() if number < mine)
-        return higher + earlier + sum(1 for other in blocks.get(mine, ()) if other < sequence)
+    def before(self, entry: Entry[Any]) -> int:
+        """How many have a higher priority than this one, or the same and an earlier place."""
+        priority, mine = entry.priority, entry.sequence // BLOCK
+        higher = sum(sum(counts.values()) for other, counts in self._counts.items() if other > priority)
+        earlier = sum(count for block, count in self._counts.get(priority, {}).items() if block < mine)
+        near = map(self._entries.get, range(mine * BLOCK, entry.sequence))
+        return (
+            higher
+            + earlier
+            + sum(
+                1 for other in near if other is not None and other.place is Place.READY and other.priority == priority
+            )
+        )
+
+
+def _counts() -> defaultdict[int, int]:
+    return defaultdict(int)

@@ -8,6 +8,7 @@ Holds: `_open` has the types that have a task here and are below their cap, `_ow
 floor too. Whatever may change that of a type ends in `_rank`.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 from taskback.scheduler.entry import Entry
@@ -18,18 +19,18 @@ from taskback.scheduler.type_line import TypeLine
 
 
 class Ready:
-    """See the top of the file."""
+    """See the top of the file. `entries` are the scheduler's, by sequence number."""
 
     __slots__ = ("_lines", "_open", "_owed", "_places")
 
-    def __init__(self) -> None:
+    def __init__(self, entries: dict[int, Entry[Any]]) -> None:
         self._lines: dict[str | None, TypeLine] = {}
         self._open: Ranking[str | None, tuple[int, int]] = Ranking()
         self._owed: Ranking[str | None, tuple[int, int]] = Ranking()
-        self._places = Places()
+        self._places = Places(entries)
 
-    def join(self, type: str | None, rules: Rules) -> None:
-        """There is one more task of a type, wherever; the rules that came last are the type's."""
+    def join(self, type: str | None, rules: Rules) -> TypeLine:
+        """There is one more task of a type, wherever; the rules that came last are the type's. Gives its line."""
         line = self._lines.get(type)
         if line is None:
             line = self._lines[type] = TypeLine(type, rules)
@@ -37,29 +38,27 @@ class Ready:
             line.rules = rules
             self._rank(line)
         line.members += 1
+        return line
 
-    def leave(self, type: str | None) -> None:
+    def leave(self, line: TypeLine) -> None:
         """There is one less; of a type without tasks nothing is kept."""
-        line = self._lines[type]
         line.members -= 1
         if not line.members:
-            del self._lines[type]
+            del self._lines[line.type]
 
     def put(self, entry: Entry[Any]) -> None:
         """Nothing else keeps a task waiting any more."""
-        line = self._lines[entry.type]
-        line.put(entry)
-        self._places.add(entry.priority, entry.sequence)
-        self._rank(line)
+        entry.line.put(entry)
+        self._places.add(entry)
+        self._rank(entry.line)
 
     def drop(self, entry: Entry[Any]) -> None:
         """A task is to start no more, or not now."""
-        line = self._lines[entry.type]
-        line.drop(entry)
-        self._places.drop(entry.priority, entry.sequence)
-        self._rank(line)
+        entry.line.drop(entry)
+        self._places.drop(entry)
+        self._rank(entry.line)
 
-    def take(self) -> int | None:
+    def take(self) -> Entry[Any] | None:
         """Take out the task that a free worker gets, and count it as running; None if none may start."""
         if self._owed:
             line = self._lines[self._owed.first()]
@@ -67,52 +66,64 @@ class Ready:
             line = self._lines[self._open.first()]
         else:
             return None
-        head = line.head()
-        assert head is not None
-        sequence = line.take()
-        self._places.drop(-head[0], sequence)
+        entry = line.take()
+        self._places.drop(entry)
         line.running += 1
         self._rank(line)
-        return sequence
+        return entry
 
     def restore(self, entry: Entry[Any]) -> None:
         """A task that was taken has not started."""
-        line = self._lines[entry.type]
+        line = entry.line
         line.restore(entry)
-        self._places.add(entry.priority, entry.sequence)
-        self.stopped(entry)
+        self._places.add(entry)
+        line.running -= 1
+        self._live_on(entry)
+        self._rank(line)
 
     def stopped(self, entry: Entry[Any]) -> None:
         """A task that was taken runs no more."""
-        line = self._lines[entry.type]
+        line = entry.line
         line.running -= 1
-        line.given_up -= entry.abandoned
-        entry.abandoned = False
-        self._rank(line)
+        self._live_on(entry)
+        if line.rules.max_running is not None or line.rules.reserved:
+            self._rank(line)
 
     def given_up(self, entry: Entry[Any]) -> None:
         """A task that was taken runs on, and another worker has taken the place of its own."""
-        line = self._lines[entry.type]
-        line.given_up += 1
-        self._rank(line)
+        entry.line.given_up += 1
+        self._rank(entry.line)
 
     def _rank(self, line: TypeLine) -> None:
-        head = line.head()
-        if head is None or line.at_cap:
-            self._open.drop(line.type)
-            self._owed.drop(line.type)
+        head = None if line.at_cap else line.head()
+        shown = head, head is not None and line.below_floor
+        if shown == line.shown:
             return
-        self._open.put(line.type, head)
-        if line.below_floor:
+        line.shown = shown
+        if head is None:
+            self._open.drop(line.type)
+        else:
+            self._open.put(line.type, head)
+        if head is not None and shown[1]:
             self._owed.put(line.type, head)
         else:
             self._owed.drop(line.type)
 
+    @staticmethod
+    def _live_on(entry: Entry[Any]) -> None:
+        """Whatever runs it next has not been given up."""
+        entry.line.given_up -= entry.abandoned
+        entry.abandoned = False
+
     # --- answers ---
 
-    def line(self, type: str | None) -> TypeLine:
-        """The line of a type that has tasks."""
-        return self._lines[type]
+    def line(self, type: str | None) -> TypeLine | None:
+        """The line of a type, if it has tasks."""
+        return self._lines.get(type)
+
+    def lines(self) -> Iterable[TypeLine]:
+        """The lines of all types that have tasks."""
+        return self._lines.values()
 
     def owed_before(self, type: str | None) -> TypeLine | None:
         """The type that gets the next worker before this one, since more is reserved for it than it runs."""
@@ -122,4 +133,4 @@ class Ready:
 
     def before(self, entry: Entry[Any]) -> int:
         """How many tasks here have a higher priority than this one, or the same and an earlier place."""
-        return self._places.before(entry.priority, entry.sequence)
+        return self._places.before(entry)

@@ -19,16 +19,15 @@ import random
 from collections.abc import Hashable, Iterator, Mapping
 from typing import Final, Generic
 
-from taskback.scheduler import attempts, coalescing, explaining
+from taskback.scheduler import attempts, coalescing, explaining, keys
 from taskback.scheduler.attempts import Verdict
-from taskback.scheduler.census import Census, Waiting
+from taskback.scheduler.census import Waiting
 from taskback.scheduler.coalescing import Joining
 from taskback.scheduler.entry import Entry, I, Place
 from taskback.scheduler.explaining import Reason
-from taskback.scheduler.keys import Keys
-from taskback.scheduler.ranking import Ranking
 from taskback.scheduler.ready import Ready
 from taskback.scheduler.rules import Rules
+from taskback.scheduler.timers import Timers
 
 _AT_ONCE: Final = -math.inf
 
@@ -39,10 +38,9 @@ class Scheduler(Generic[I]):
     def __init__(self, chance: random.Random | None = None) -> None:
         self._chance = random.Random() if chance is None else chance
         self._entries: dict[int, Entry[I]] = {}  # by sequence number
-        self._timers: Ranking[int, float] = Ranking()  # sequence numbers, by what they wait for next
-        self._keys = Keys(self._entries)
-        self._ready = Ready()
-        self._census = Census()
+        self._timers = Timers()
+        self._ready = Ready(self._entries)
+        self._running_count = 0
         self._expired: list[I] = []
 
     # --- in ---
@@ -50,18 +48,18 @@ class Scheduler(Generic[I]):
     def add(self, item: I, rules: Rules, now: float) -> None:
         """A task is accepted."""
         assert item.sequence not in self._entries, item.sequence
-        entry = Entry(item, rules, now)
-        self._entries[entry.sequence] = entry
-        self._ready.join(entry.type, rules)
-        self._census.enter(entry)
-        if entry.key is not None and rules.coalesce is not None:
-            self._keys.open(entry)
+        line = self._ready.join(item.type, rules)
+        entry = self._entries[item.sequence] = Entry(item, rules, line, now)
+        line.census.enter(entry)
+        if rules.coalesce is not None and entry.key is not None:
+            keys.open(entry)
         self._wait_for_time(entry, now)
 
     def joining(self, type: str | None, key: Hashable, now: float) -> Joining[I] | None:
         """The task that a submission of this type and key is to join; None has it added. See `coalescing`."""
         self._see_to_times(now)
-        entry = None if key is None else self._keys.joinable((type, key))
+        line = self._ready.line(type)
+        entry = None if key is None or line is None else keys.joinable(line.keys.get(key))
         return None if entry is None else coalescing.joining(entry)
 
     def join(self, joining: Joining[I], priority: int, ready_at: float, now: float) -> bool:
@@ -84,26 +82,27 @@ class Scheduler(Generic[I]):
     def next(self, now: float) -> I | None:
         """A worker is free: the task that it gets, if one may start."""
         self._see_to_times(now)
-        sequence = self._ready.take()
-        if sequence is None:
+        entry: Entry[I] | None = self._ready.take()
+        if entry is None:
             return None
-        entry = self._entries[sequence]
         entry.begun = True
-        self._census.move(entry, Place.RUNNING)
-        self._timers.drop(sequence)
-        if entry.key is not None:
-            self._keys.close(entry)
+        entry.line.census.move(entry, Place.RUNNING)
+        self._running_count += 1
+        self._timers.drop(entry)
+        if entry.key_line is not None:
+            keys.close(entry)
         return entry.item
 
     def put_back(self, item: I) -> None:
         """A task that was handed out has not begun: back to its old place, with its old turn and its key."""
         entry = self._running(item)
         self._ready.restore(entry)
-        self._census.move(entry, Place.READY)
+        entry.line.census.move(entry, Place.READY)
+        self._running_count -= 1
         if entry.unseen:
             self._limit_wait(entry)
             if entry.key is not None and entry.rules.coalesce is not None:
-                self._keys.open(entry)
+                keys.open(entry)
 
     def failed(self, item: I, error: BaseException, now: float, epoch: float) -> Verdict:
         """The handler of a task that was handed out raised. Unless it runs again, `ended` is to be told as well."""
@@ -140,18 +139,18 @@ class Scheduler(Generic[I]):
         """When `expired` and `next` are to be asked again though nothing else happens; None for never."""
         if self._expired:
             return _AT_ONCE
-        return self._timers.first_rank() if self._timers else None
+        return self._timers.next()
 
     # --- answers ---
 
     def explain(self, item: I, now: float) -> Reason[I] | None:
         """Why a task waits, None if it is not here."""
         entry = self._entries.get(item.sequence)
-        return None if entry is None else explaining.explain(entry, self._keys, self._ready, now)
+        return None if entry is None else explaining.explain(entry, self._ready, now)
 
     def figures(self, now: float) -> Mapping[str | None, Waiting]:
         """How many tasks are where, by type, for the types that have some."""
-        return self._census.figures(self._ready, now)
+        return {line.type: line.census.figures(line.at_cap, now) for line in self._ready.lines()}
 
     def may_go_ahead(self, item: I) -> bool:
         """Whether a task that was handed out may be sent to a worker that is still busy: no rule has a say in it."""
@@ -170,7 +169,7 @@ class Scheduler(Generic[I]):
 
     def __len__(self) -> int:
         """How many wait."""
-        return len(self._entries) - self._census.running
+        return len(self._entries) - self._running_count
 
     # --- moves ---
 
@@ -181,19 +180,18 @@ class Scheduler(Generic[I]):
         return entry
 
     def _see_to_times(self, now: float) -> None:
-        while self._timers and self._timers.first_rank() <= now:
-            entry = self._entries[self._timers.take()]
+        while (entry := self._timers.due(now)) is not None:
             if entry.place is Place.DELAYED:
                 self._enter_line(entry)
             elif entry.place in (Place.RETRY, Place.DEFER):
                 self._get_ready(entry)
             else:
-                self._remove(entry)
                 self._expired.append(entry.item)
+                self._remove(entry)
 
     def _wait_for_time(self, entry: Entry[I], now: float) -> None:
         if entry.due > now:
-            self._timers.put(entry.sequence, entry.due)
+            self._timers.put(entry, entry.due)
         else:
             self._enter_line(entry)
 
@@ -203,24 +201,28 @@ class Scheduler(Generic[I]):
         if entry.key is None:
             self._get_ready(entry)
             return
-        in_front, before = self._keys.enter(entry)
+        in_front, before = keys.enter(entry)
         if not in_front:
-            self._census.move(entry, Place.KEY)
+            self._wait_for_key(entry)
             return
         self._get_ready(entry)
         if before is not None:  # after that, so that a value which both share keeps its turn
             self._ready.drop(before)
-            self._census.move(before, Place.KEY)
+            self._wait_for_key(before)
+
+    def _wait_for_key(self, entry: Entry[I]) -> None:
+        entry.line.census.move(entry, Place.KEY)
+        keys.fall_in(entry)
 
     def _get_ready(self, entry: Entry[I]) -> None:
-        self._census.move(entry, Place.READY)
+        entry.line.census.move(entry, Place.READY)
         self._ready.put(entry)
 
     def _limit_wait(self, entry: Entry[I]) -> None:
         if entry.expires < math.inf:
-            self._timers.put(entry.sequence, entry.expires)
+            self._timers.put(entry, entry.expires)
         else:
-            self._timers.drop(entry.sequence)
+            self._timers.drop(entry)
 
     def _raise_priority(self, entry: Entry[I], priority: int) -> None:
         if entry.place is Place.READY:
@@ -233,19 +235,22 @@ class Scheduler(Generic[I]):
         if verdict.again is not None:
             self._ready.stopped(entry)
             entry.due = verdict.at
-            self._census.move(entry, verdict.again)
-            self._timers.put(entry.sequence, entry.due)
+            entry.line.census.move(entry, verdict.again)
+            self._running_count -= 1
+            self._timers.put(entry, entry.due)
         return verdict
 
     def _remove(self, entry: Entry[I]) -> None:
         del self._entries[entry.sequence]
-        after = None if entry.key is None else self._keys.leave(entry)
+        after = None if entry.key_line is None else keys.leave(entry)
         if after is not None:  # first, so that a value which both share keeps its turn
             self._get_ready(after)
         if entry.place is Place.READY:
             self._ready.drop(entry)
         elif entry.place is Place.RUNNING:
             self._ready.stopped(entry)
-        self._timers.drop(entry.sequence)
-        self._census.leave(entry)
-        self._ready.leave(entry.type)
+            self._running_count -= 1
+        self._timers.drop(entry)
+        entry.line.census.leave(entry)
+        self._ready.leave(entry.line)
+        del entry.item  # what is out of date in a heap must keep no task
