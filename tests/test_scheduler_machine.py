@@ -15,7 +15,7 @@ from taskback.scheduler.attempts import Verdict
 from taskback.scheduler.backoff import Backoff
 from taskback.scheduler.coalescing import Joining
 from taskback.scheduler.entry import Place
-from taskback.scheduler.rules import Rules
+from taskback.scheduler.rules import PLAIN, Rules
 from taskback.scheduler.scheduler import Scheduler
 from tests.scheduler_model import FakeTask, Model
 
@@ -35,6 +35,8 @@ type_rules = st.builds(
     queue_timeout=st.sampled_from([None, None, 4.0]),
     max_crashes=st.sampled_from([1, 2]),
 )
+
+plain_rules = st.sampled_from([PLAIN, Rules(max_attempts=3, max_crashes=2, backoff=BACKOFF)])
 
 Arrival = tuple[int, str | None, str, float]  # priority, key, value, delay
 arrivals = st.tuples(
@@ -58,7 +60,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.decisions: list[Joining[FakeTask]] = []
 
     @initialize(
-        rules=st.tuples(type_rules, type_rules),
+        rules=st.tuples(st.one_of(type_rules, type_rules, plain_rules), st.one_of(type_rules, plain_rules)),
         workers=st.integers(1, 4),
         first=st.lists(arrivals, min_size=3, max_size=8),
     )
@@ -81,15 +83,16 @@ class SchedulerMachine(RuleBasedStateMachine):
             self._submit(type, priority, key, value, delay, later)
 
     def _submit(self, type: str | None, priority: int, key: str | None, value: str, delay: float, later: bool) -> None:
-        ready_at = self.now + delay if delay else 0.0
+        ready_at, rules = self.now + delay if delay else 0.0, self.rules_of[type]
+        key = None if rules.key is None else key
         self.model.see_to_times(self.now)
         decision, expected = self.scheduler.joining(type, key, self.now), self.model.joinable(type, key)
         assert (decision and decision.item) is (expected and expected.item)
         if decision is None:
             self.submitted += 1
             task = FakeTask(self.submitted, type, priority, ready_at, key, value)
-            self.scheduler.add(task, self.rules_of[type], self.now)
-            self.model.add(task, self.rules_of[type], self.now)
+            self.scheduler.add(task, rules, self.now)
+            self.model.add(task, rules, self.now)
         elif later:  # its merge function takes a while
             self.decisions.append(decision)
         else:

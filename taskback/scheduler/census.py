@@ -5,10 +5,11 @@ entry's `aged` says; those that run or have left are there too until they are in
 """
 
 import heapq
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from taskback.scheduler.entry import Entry, Place
+from taskback.scheduler.plain import Kind
 
 SLACK: Final = 64  # ages of tasks that have left that are not worth a new heap
 _AGING = frozenset({Place.KEY, Place.READY, Place.RETRY, Place.DEFER})
@@ -99,3 +100,15 @@ class Census:
             self._gone -= not entry.aged
             entry.aged = False  # if it runs and comes back, it is put here again
         return None
+
+
+def plus(waiting: Waiting, kind: Kind[Any], now: float) -> Waiting:
+    """The figures of a type and of its plain tasks."""
+    since = kind.oldest()
+    ages = [age for age in (waiting.oldest, None if since is None else max(0.0, now - since)) if age is not None]
+    return replace(
+        waiting,
+        running=waiting.running + len(kind.out),
+        worker=waiting.worker + kind.waiting,
+        oldest=max(ages, default=None),
+    )

@@ -11,6 +11,7 @@ from typing import Generic
 
 from taskback.scheduler.entry import Entry, I, Place
 from taskback.scheduler import keys
+from taskback.scheduler.plain import PlainTasks
 from taskback.scheduler.ready import Ready
 
 
@@ -52,7 +53,7 @@ class Reason(Generic[I]):
         return self.text if self.cause is not Cause.KEY else f"waits for its key {self.key!r}: {self.text}"
 
 
-def explain(entry: Entry[I], ready: Ready, now: float) -> Reason[I]:
+def explain(entry: Entry[I], ready: Ready, plain: PlainTasks[I], now: float) -> Reason[I]:
     """Say why a task is where it is."""
     match entry.place:
         case Place.RUNNING:
@@ -67,11 +68,11 @@ def explain(entry: Entry[I], ready: Ready, now: float) -> Reason[I]:
         case Place.KEY:
             holder = keys.front(entry)
             return Reason(Cause.KEY, f"task {holder.item.id} {_doing(holder, now)}", key=entry.key, holder=holder.item)
-    return _ready(entry, ready)
+    return _ready(entry, ready, plain)
 
 
-def _ready(entry: Entry[I], ready: Ready) -> Reason[I]:
-    line, before = entry.line, ready.before(entry)
+def _ready(entry: Entry[I], ready: Ready, plain: PlainTasks[I]) -> Reason[I]:
+    line, before = entry.line, ready.before(entry) + plain.before(entry.priority, entry.sequence)
     others = f"{before} other{'' if before == 1 else 's'}"
     if line.at_cap:
         cap = f"max_running={line.rules.max_running} of type {entry.type!r} are running"

@@ -72,6 +72,17 @@ class Ready:
         self._rank(line)
         return entry
 
+    def hand_out(self, entry: Entry[Any]) -> None:
+        """Take out this very task, which was handed out before it came here."""
+        entry.line.drop(entry)
+        self._places.drop(entry)
+        entry.line.running += 1
+        self._rank(entry.line)
+
+    def yields_to(self, head: tuple[int, int]) -> bool:
+        """Whether a task of this priority, negated, and of this number goes before all that may start here."""
+        return not self._owed and (not self._open or head < self._open.first_rank())
+
     def restore(self, entry: Entry[Any]) -> None:
         """A task that was taken has not started."""
         line = entry.line

@@ -21,10 +21,11 @@ from typing import Final, Generic
 
 from taskback.scheduler import attempts, coalescing, explaining, keys
 from taskback.scheduler.attempts import Verdict
-from taskback.scheduler.census import Waiting
+from taskback.scheduler.census import Waiting, plus
 from taskback.scheduler.coalescing import Joining
 from taskback.scheduler.entry import Entry, I, Place
 from taskback.scheduler.explaining import Reason
+from taskback.scheduler.plain import Plain, PlainTasks, is_plain
 from taskback.scheduler.ready import Ready
 from taskback.scheduler.rules import Rules
 from taskback.scheduler.timers import Timers
@@ -38,6 +39,7 @@ class Scheduler(Generic[I]):
     def __init__(self, chance: random.Random | None = None) -> None:
         self._chance = random.Random() if chance is None else chance
         self._entries: dict[int, Entry[I]] = {}  # by sequence number
+        self._plain: PlainTasks[I] = PlainTasks()
         self._timers = Timers()
         self._ready = Ready(self._entries)
         self._running_count = 0
@@ -47,7 +49,14 @@ class Scheduler(Generic[I]):
 
     def add(self, item: I, rules: Rules, now: float) -> None:
         """A task is accepted."""
-        assert item.sequence not in self._entries, item.sequence
+        if self._plain.add(item, rules, now):
+            return
+        if is_plain(rules) and self._may_be_plain(item.type, rules):
+            self._plain.welcome(item.type, rules)
+            if self._plain.add(item, rules, now):
+                return
+        for plain in self._plain.give_all(item.type) if self._plain.rules(item.type) is not rules else ():
+            self._make_entry(plain)
         line = self._ready.join(item.type, rules)
         entry = self._entries[item.sequence] = Entry(item, rules, line, now)
         line.census.enter(entry)
@@ -81,20 +90,22 @@ class Scheduler(Generic[I]):
 
     def next(self, now: float) -> I | None:
         """A worker is free: the task that it gets, if one may start."""
+        if not self._entries:
+            return self._plain.take()
         self._see_to_times(now)
+        head = self._plain.head()
+        if head is not None and self._ready.yields_to(head):
+            return self._plain.take()
         entry: Entry[I] | None = self._ready.take()
         if entry is None:
             return None
-        entry.begun = True
-        entry.line.census.move(entry, Place.RUNNING)
-        self._running_count += 1
-        self._timers.drop(entry)
-        if entry.key_line is not None:
-            keys.close(entry)
+        self._begin(entry)
         return entry.item
 
     def put_back(self, item: I) -> None:
         """A task that was handed out has not begun: back to its old place, with its old turn and its key."""
+        if self._plain.put_back(item):
+            return
         entry = self._running(item)
         self._ready.restore(entry)
         entry.line.census.move(entry, Place.READY)
@@ -123,6 +134,8 @@ class Scheduler(Generic[I]):
 
     def ended(self, item: I) -> bool:
         """A task is over, wherever it was, and its work has stopped; False if it was not here."""
+        if self._plain.end(item):
+            return True
         entry = self._entries.get(item.sequence)
         if entry is None or entry.item is not item:
             return False
@@ -144,40 +157,80 @@ class Scheduler(Generic[I]):
     # --- answers ---
 
     def explain(self, item: I, now: float) -> Reason[I] | None:
-        """Why a task waits, None if it is not here."""
-        entry = self._entries.get(item.sequence)
-        return None if entry is None else explaining.explain(entry, self._ready, now)
+        """Why a task waits, None if it is not here. It is asked by people: it may look at all plain tasks."""
+        entry = self._entry(item)
+        return None if entry is None else explaining.explain(entry, self._ready, self._plain, now)
 
     def figures(self, now: float) -> Mapping[str | None, Waiting]:
         """How many tasks are where, by type, for the types that have some."""
-        return {line.type: line.census.figures(line.at_cap, now) for line in self._ready.lines()}
+        found = {line.type: line.census.figures(line.at_cap, now) for line in self._ready.lines()}
+        for kind in self._plain.kinds():
+            found[kind.type] = plus(found.get(kind.type, Waiting()), kind, now)
+        return found
 
     def may_go_ahead(self, item: I) -> bool:
         """Whether a task that was handed out may be sent to a worker that is still busy: no rule has a say in it."""
-        entry = self._entries[item.sequence]
+        entry = self._entries.get(item.sequence)
+        if entry is None:
+            return True
         rules = entry.rules
         return entry.key is None and rules.fair_by is None and rules.max_running is None and not rules.reserved
 
     def spent(self, item: I) -> tuple[int, int]:
         """How many attempts of a task have raised, and how many have taken their worker along."""
-        entry = self._entries[item.sequence]
-        return entry.failures, entry.crashes
+        entry = self._entries.get(item.sequence)
+        return (0, 0) if entry is None else (entry.failures, entry.crashes)
 
     def __iter__(self) -> Iterator[I]:
         """The tasks that wait, in no order."""
-        return (entry.item for entry in self._entries.values() if entry.place is not Place.RUNNING)
+        yield from self._plain
+        yield from (entry.item for entry in self._entries.values() if entry.place is not Place.RUNNING)
 
     def __len__(self) -> int:
         """How many wait."""
-        return len(self._entries) - self._running_count
+        return len(self._plain) + len(self._entries) - self._running_count
 
     # --- moves ---
 
     def _running(self, item: I) -> Entry[I]:
-        entry = self._entries[item.sequence]
+        entry = self._entry(item)
+        assert entry is not None, item.sequence
         assert entry.item is item, item.sequence
         assert entry.place is Place.RUNNING, entry.place
         return entry
+
+    def _entry(self, item: I) -> Entry[I] | None:
+        """The entry of a task; one that had none gets it."""
+        entry = self._entries.get(item.sequence)
+        if entry is None:
+            plain = self._plain.give(item)
+            if plain is not None:
+                entry = self._make_entry(plain)
+        return entry
+
+    def _make_entry(self, plain: Plain) -> Entry[I]:
+        line = self._ready.join(plain.item.type, plain.rules)
+        entry: Entry[I] = Entry(plain.item, plain.rules, line, plain.since)
+        self._entries[entry.sequence] = entry
+        line.census.enter(entry)
+        self._get_ready(entry)
+        if plain.out:
+            self._ready.hand_out(entry)
+            self._begin(entry)
+        return entry
+
+    def _may_be_plain(self, type: str | None, rules: Rules) -> bool:
+        """Whether no task of the type is here with other rules."""
+        line = self._ready.line(type)
+        return self._plain.rules(type) is None and (line is None or line.rules is rules)
+
+    def _begin(self, entry: Entry[I]) -> None:
+        entry.begun = True
+        entry.line.census.move(entry, Place.RUNNING)
+        self._running_count += 1
+        self._timers.drop(entry)
+        if entry.key_line is not None:
+            keys.close(entry)
 
     def _see_to_times(self, now: float) -> None:
         while (entry := self._timers.due(now)) is not None:
