@@ -5,6 +5,7 @@ attributes, and survives pickle (`__reduce__`: pickle would otherwise call the c
 What a handler raises reaches the caller as it is; the errors here are for what befell the backend.
 """
 
+import queue
 import signal
 from collections.abc import Iterable
 from concurrent.futures.process import BrokenProcessPool
@@ -145,6 +146,30 @@ class RemoteError(TaskbackError, RuntimeError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.type_name, self.text, self.traceback)
+
+
+class QueueFullError(TaskbackError, queue.Full):
+    """The backend's queue is full, and the task was not taken."""
+
+    def __init__(self, backend: str, why: str) -> None:
+        super().__init__(f"{backend} does not take the task: its queue is full; {why}")
+        self.backend = backend
+        self.why = why
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.backend, self.why)
+
+
+class ShedError(TaskbackError, RuntimeError):
+    """The task was dropped for another one, since the queue was full. The cause of its `CancelledError`."""
+
+    def __init__(self, task_id: str, backend: str) -> None:
+        super().__init__(f"task {task_id} was dropped for another one, since the queue of {backend} was full")
+        self.task_id = task_id
+        self.backend = backend
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.task_id, self.backend)
 
 
 class TaskTimeoutError(TaskbackError, TimeoutError):

@@ -125,7 +125,7 @@ class LightFuture(Future[Any]):
             if self._state not in OVER:
                 self._block(timeout)
             if self._state != FINISHED:
-                raise CancelledError
+                raise CancelledError from self._exception
             if self._exception is not None:
                 raise self._exception
             return self._result
@@ -136,7 +136,7 @@ class LightFuture(Future[Any]):
         if self._state not in OVER:
             self._block(timeout)
         if self._state != FINISHED:
-            raise CancelledError
+            raise CancelledError from self._exception
         return self._exception
 
     def _block(self, timeout: float | None) -> None:

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from taskback import _clock
 from taskback._call import Outcome
-from taskback._errors import ForeignHandleError
+from taskback._errors import ForeignHandleError, ShedError
 from taskback._future import OVER, LightFuture
 from taskback._keeper import call_in
 from taskback._run import Attempt, Run
@@ -290,7 +290,7 @@ class TaskHandle(LightFuture):
         try:
             yield from self._until_done(cancels=True).__await__()
             if self._state == CANCELLED_AND_NOTIFIED:
-                raise asyncio.CancelledError(f"task {self.id} was cancelled")
+                raise asyncio.CancelledError(f"task {self.id} was cancelled") from self._exception
             return super().result(0)
         finally:
             del self  # an error's traceback holds this frame, and the handle the error
@@ -338,7 +338,8 @@ class TaskHandle(LightFuture):
         """End the handle, without its callbacks. Under the ledger's lock."""
         if outcome.state is TaskState.CANCELLED:
             # From the first moment on as `concurrent.futures.wait` knows a cancelled future that is over.
-            self._end(None, None, CANCELLED_AND_NOTIFIED)
+            shed = outcome.error if isinstance(outcome.error, ShedError) else None
+            self._end(None, shed, CANCELLED_AND_NOTIFIED)
         else:
             self._end(outcome.value, outcome.error)
 

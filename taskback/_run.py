@@ -82,6 +82,7 @@ class Run:
         "timeout",
         "told",
         "tried",
+        "troubled",
         "type",
         "variables",
     )
@@ -128,6 +129,7 @@ class Run:
         self.attempt = 1
         self.past: tuple[Attempt, ...] = ()  # before this one
         self.tried = False  # whether it has begun before, and been put back or tried in vain
+        self.troubled: int | None = None  # how many of the last ones of its type ended badly, where that is to be told
         self.told = NOTHING_TOLD  # of the error that it ended with
         self.pid: int | None = None
         self.progress: Progress | None = None
@@ -162,6 +164,11 @@ class Run:
             outcome,
             *self.told,
         )
+
+    @property
+    def size(self) -> int:
+        """How many bytes it is pickled to; 0 where it is not."""
+        return 0 if self.data is None else len(self.data)
 
     def take_contents(self, other: "Run") -> None:
         """Have another one's contents; it never began, and the other never will."""

@@ -16,29 +16,36 @@ from typing import Any
 
 from taskback import _clock, _codec
 from taskback._call import Outcome
-from taskback._errors import TaskTimeoutError, UnknownTaskError, WorkerDiedError
+from taskback._errors import QueueFullError, TaskTimeoutError, UnknownTaskError, WorkerDiedError
 from taskback._events import Listeners, TaskFinished, TaskProgress, TaskQueued, TaskRetrying, TaskStarted
 from taskback._handle import TaskHandle
 from taskback._report import Tally, TypeStats
 from taskback._run import NOTHING_TOLD, Run, Told
 from taskback._state import TASK_MOVES, TaskState
 from taskback._task import ANNOUNCE_EVERY_NS, Progress, Task
+from taskback.backends._ticket import Ticket
 from taskback.scheduler.attempts import Verdict
 from taskback.scheduler.census import Waiting
 from taskback.scheduler.coalescing import Joining
 from taskback.scheduler.entry import Place
+from taskback.scheduler.pressure import Answer, Limits, Pressure
 from taskback.scheduler.scheduler import Scheduler
+from taskback.scheduler.trouble import Trouble
 
 
 class Ledger:
     """See the top of the file."""
 
-    def __init__(self, listeners: Listeners, keep_ended: int) -> None:
+    def __init__(self, listeners: Listeners, keep_ended: int, limits: Limits | None = None) -> None:
         self.lock = threading.Lock()
         self._states = threading.RLock()  # of handles; see LightFuture
         self.open = False
         self.runs: dict[str, Run] = {}
         self.scheduler: Scheduler[Run] = Scheduler()
+        self.pressure: Pressure[Ticket] | None = None  # where the queue has limits
+        if limits is not None and limits.any:
+            self.pressure = Pressure(limits)
+        self._queued: dict[int, Run] = {}  # what the pressure counts, by sequence number
         self.schedules = True  # whether runs come from the scheduler, and may go back to it
         self.listeners = listeners
         self.on_empty: list[Callable[[], object]] = []  # called, outside the lock, when nothing is in flight
@@ -48,6 +55,7 @@ class Ledger:
         self._total = Tally()
         self._by_type: dict[str, Tally] = {}
         self._sequence = 0
+        self._trouble = Trouble()
 
     # --- in ---
 
@@ -69,23 +77,27 @@ class Ledger:
         return handle
 
     def admit(
-        self, run: Run, owner: Any, queue: bool, merged: "Merged | None" = None
-    ) -> "TaskHandle | Joining[Run] | None":
+        self, run: Run, owner: Any, queue: bool, ticket: Ticket | None = None, merged: "Merged | None" = None
+    ) -> "TaskHandle | Joining[Run] | Ticket | None":
         """Accept a run, or join another one; None if nothing is accepted any more.
 
         It joins the one that has its id, or one of its key, as their policy says. Where that is to merge the two, the
-        Joining is given back, and comes in again with what it was merged to.
+        Joining is given back, and comes in again with what it was merged to. Where the run has to wait for room, its
+        ticket is given back, and comes in again when it is woken.
+
+        Raises:
+            QueueFullError: There is no room, and it is not to wait for some.
         """
         with self.lock:
             if not self.open:
                 return None
-            joined = self._join(run.id, owner)
+            joined: TaskHandle | Joining[Run] | None = self._join(run.id, owner)
+            if joined is None and queue and run.key is not None and run.policy.coalesce is not None:
+                joined = self._coalesce(run, owner, merged)
             if joined is not None:
                 return joined
-            if queue and run.key is not None and run.policy.coalesce is not None:
-                coalesced = self._coalesce(run, owner, merged)
-                if coalesced is not None:
-                    return coalesced
+            if ticket is not None and not self._has_room(ticket):
+                return ticket
             handle = TaskHandle(run, owner, self._states)
             run.handles.append(handle)
             self._sequence += 1
@@ -96,9 +108,70 @@ class Ledger:
                 tally.counts[TaskState.QUEUED] += 1
             if queue:
                 self.scheduler.add(run, run.policy, _clock.monotonic())
+                if ticket is not None:
+                    self._enter(ticket)
             if self.listeners.listening:
                 self.listeners.emit(TaskQueued, **facts_of(run))
             return handle
+
+    # --- room in the queue, where it has limits ---
+
+    def _has_room(self, ticket: Ticket) -> bool:
+        assert self.pressure is not None
+        if ticket.admitted:
+            return True
+        answer, shed = self.pressure.ask(ticket, ticket.run.size, ticket.run.priority)
+        if answer is Answer.REFUSED:
+            raise QueueFullError(ticket.backend, f"{self.pressure.queued} tasks wait")
+        ticket.admitted = answer is Answer.ADMITTED
+        ticket.shed = [self._queued.pop(sequence) for sequence in shed]
+        return ticket.admitted
+
+    def _enter(self, ticket: Ticket) -> None:
+        assert self.pressure is not None
+        run, ticket.used = ticket.run, True
+        self.pressure.enter(run.sequence, run.size, run.priority)
+        self._queued[run.sequence] = run
+
+    def give_up(self, ticket: Ticket) -> None:
+        """A submission has come to nothing, or has joined a run: its room, or its place in the line, is another's."""
+        with self.lock:
+            if self.pressure is None or ticket.used:
+                return
+            ticket.used = True
+            room = self.pressure.give_back(ticket.run.size) if ticket.admitted else self.pressure.give_up(ticket)
+            _wake(room)
+
+    def _leave(self, run: Run) -> None:
+        """A run is queued no more."""
+        if self.pressure is not None and self._queued.pop(run.sequence, None) is not None:
+            _wake(self.pressure.leave(run.sequence))
+
+    def _return(self, run: Run) -> None:
+        """A run is queued again; it is not refused."""
+        if self.pressure is not None:
+            self.pressure.come_back(run.sequence, run.size, run.priority)
+            self._queued[run.sequence] = run
+
+    def close(self) -> None:
+        """Accept nothing any more; those who wait for room are told. The lock is held."""
+        self.open = False
+        if self.pressure is not None:
+            _wake(self.pressure.close(), admitted=False)
+
+    # --- the scheduler; the lock is held ---
+
+    def next(self, now: float) -> Run | None:
+        """Take out the run that a free worker gets."""
+        run = self.scheduler.next(now)
+        if run is not None:
+            self._leave(run)
+        return run
+
+    def put_back(self, run: Run) -> None:
+        """It was taken out, and does not start now."""
+        self.scheduler.put_back(run)
+        self._return(run)
 
     def _coalesce(self, run: Run, owner: Any, merged: "Merged | None") -> "TaskHandle | Joining[Run] | None":
         now = _clock.monotonic()
@@ -109,10 +182,14 @@ class Ledger:
             return None
         if not self.scheduler.join(joining, run.priority, run.ready_at, now):  # it has begun or changed meanwhile
             return self._coalesce(run, owner, None)
+        waits = joining.item
         if merged is not None:
-            joining.item.replace(merged.task, merged.data)
+            waits.replace(merged.task, merged.data)
         elif joining.replaces:
-            joining.item.take_contents(run)
+            waits.take_contents(run)
+        waits.priority = max(waits.priority, run.priority)
+        if self.pressure is not None:
+            _wake(self.pressure.change(waits.sequence, waits.size, waits.priority))
         return self._join(joining.item.id, owner)
 
     def come_back(self, run: Run) -> None:
@@ -120,7 +197,7 @@ class Ledger:
         with self.lock:
             run.lane = None
             if not run.state.final:
-                self.scheduler.put_back(run)
+                self.put_back(run)
 
     # --- moves; the lock is held ---
 
@@ -221,6 +298,7 @@ class Ledger:
             run.attempt += 1
         if run.state is TaskState.RUNNING:
             self._move(run, TaskState.QUEUED)
+        self._return(run)
         run.tried = True
         run.told = NOTHING_TOLD
         run.lane = run.call = run.pid = run.started_ns = run.finished_ns = run.progress = None
@@ -245,7 +323,10 @@ class Ledger:
         run.outcome = outcome
         run.call = None
         run.lane = None  # a handle that is kept must not keep a worker's descriptors
+        if outcome.state is not TaskState.CANCELLED:
+            run.troubled = self._trouble.ended(run.type, outcome.state is not TaskState.SUCCEEDED)
         del self.runs[run.id]
+        self._leave(run)
         if outcome.state is TaskState.ABANDONED and self.schedules:  # it holds its key until its thread ends
             self.scheduler.abandoned(run)
         else:
@@ -305,6 +386,11 @@ class Ledger:
                 name: TypeStats(**tally.figures(), **_waiting([waiting[name]] if name in waiting else []))
                 for name, tally in self._by_type.items()
             }
+
+
+def _wake(tickets: list[Ticket], admitted: bool = True) -> None:
+    for ticket in tickets:
+        ticket.wake(admitted)
 
 
 def _waiting(types: list[Waiting]) -> dict[str, Any]:

@@ -31,6 +31,8 @@ from taskback._courier import Courier
 from taskback._errors import (
     BackendClosedError,
     NoHandlerError,
+    QueueFullError,
+    ShedError,
     TaskAbandonedError,
 )
 from taskback._events import Listeners, TaskStuck, WorkerDied, WorkerStarted
@@ -47,12 +49,14 @@ from taskback.backends._closing import Closing
 from taskback.backends._ledger import Ledger, Merged, facts_of
 from taskback.backends._packing import HandlerPacker
 from taskback.backends._stopping import Stopping
+from taskback.backends._ticket import Ticket
 from taskback.backends._watch import Watch
 from taskback.pools.lane import Lane
 from taskback.scheduler.attempts import Verdict
 from taskback.scheduler.coalescing import Joining
 from taskback.scheduler.entry import Place
 from taskback.scheduler.fields import fair_value_of, key_of
+from taskback.scheduler.pressure import Limits
 from taskback.scheduler.rules import check_floors
 
 logger = logging.getLogger(__name__)
@@ -73,6 +77,10 @@ class ManagedBackend(TaskBackend):
         keep_ended (int): How many ended tasks `handle` still finds; their results stay in memory.
         stuck_after_seconds (float | None): A task that runs for so long without a `report()` is told, with its stack:
             in the log and as a `TaskStuck`. None tells of none.
+        max_queued (int | None): Tasks that may wait for a worker; None sets no limit.
+        max_queued_bytes (int | None): Bytes that those may be pickled to; None sets no limit.
+        when_full (str): What becomes of a submission beyond that: "wait" has it wait for room, "reject" raises
+            `QueueFullError`, "shed" drops the oldest task of the lowest priority for it.
 
     Raises:
         TypeError: An argument has the wrong type.
@@ -92,7 +100,15 @@ class ManagedBackend(TaskBackend):
         exit_grace_seconds: float = 2.0,
         keep_ended: int = 0,
         stuck_after_seconds: float | None = None,
+        max_queued: int | None = None,
+        max_queued_bytes: int | None = None,
+        when_full: str = "wait",
     ) -> None:
+        self._limits = Limits(max_queued, max_queued_bytes, when_full)
+        if max_queued_bytes is not None and not self.crosses:
+            raise ValueError(
+                "max_queued_bytes needs a backend that pickles its tasks; this one does not know their size"
+            )
         self._stuck_after = _clock.checked_limit("stuck_after_seconds", stuck_after_seconds)
         self._timeout = _clock.checked_limit("timeout", timeout)
         self._shutdown_timeout = _clock.checked_seconds("shutdown_timeout_seconds", shutdown_timeout_seconds)
@@ -111,7 +127,7 @@ class ManagedBackend(TaskBackend):
         self._state = BackendState.NEW
         self._initialized = False
         self._open_lock = threading.Lock()
-        self._ledger = Ledger(self._listeners, self._keep_ended)
+        self._ledger = Ledger(self._listeners, self._keep_ended, self._limits)
         self.keeper = LoopThread(f"{self._name}-keeper")
         self._stopping = Stopping(self._ledger, self.keeper, self._cancel_grace)
         self._callbacks = Courier(f"{self._name}-callbacks")
@@ -249,13 +265,32 @@ class ManagedBackend(TaskBackend):
     # --- submit ---
 
     async def submit(self, task: Task, **options: Any) -> TaskHandle:
-        return self._accept(task, options)
+        accepted = self._accept(task, options)
+        while isinstance(accepted, Ticket):
+            try:
+                await accepted.wait()
+            except BaseException:
+                self._ledger.give_up(accepted)
+                raise
+            accepted = self._admit(accepted.run, accepted.task, True, accepted)
+        return accepted
 
     def submit_sync(self, task: Task, *, wait: float | None = None, **options: Any) -> TaskHandle:
-        _clock.deadline_after(wait)
-        return self._accept(task, options)
+        deadline = _clock.deadline_after(wait)
+        accepted = self._accept(task, options)
+        while isinstance(accepted, Ticket):
+            try:
+                if asyncio._get_running_loop() is not None:
+                    raise QueueFullError(self._name, "waiting for room would hold up the event loop: await submit()")
+                if not accepted.block(deadline):
+                    raise TimeoutError(f"{self._name} had no room within {wait:g} s; nothing was submitted")
+            except BaseException:
+                self._ledger.give_up(accepted)
+                raise
+            accepted = self._admit(accepted.run, accepted.task, True, accepted)
+        return accepted
 
-    def _accept(self, task: Task, given: dict[str, Any], queue: bool = True) -> TaskHandle:
+    def _accept(self, task: Task, given: dict[str, Any], queue: bool = True) -> TaskHandle | Ticket:
         if not isinstance(task, dict):
             raise TypeError(f"a task is a dict, not a {type(task).__name__}")
         task_type = checked_type(task)
@@ -266,17 +301,33 @@ class ManagedBackend(TaskBackend):
         if joined is not None:
             return joined
         run = self._make_run(task, task_type, options, policy)
-        queue = queue and self._executor is not None
-        handle = self._ledger.admit(run, self, queue)
-        while isinstance(handle, Joining):
-            handle = self._ledger.admit(run, self, queue, self._merged(handle, task))
-        if handle is None:
-            raise BackendClosedError(self._name, self._state.value)
-        if handle._run is run:
+        limited = queue and self._ledger.pressure is not None and self._executor is not None
+        return self._admit(run, task, queue, Ticket(run, task, self._name) if limited else None)
+
+    def _admit(self, run: Run, task: Task, queue: bool, ticket: Ticket | None) -> TaskHandle | Ticket:
+        """Have a run accepted; its ticket, if it has to wait for room."""
+        schedules = queue and self._executor is not None
+        merged: Merged | None = None
+        try:
+            while isinstance(admitted := self._ledger.admit(run, self, schedules, ticket, merged), Joining):
+                merged = self._merged(admitted, task)
+            if admitted is None:
+                raise BackendClosedError(self._name, self._state.value)
+        except BaseException:
+            if ticket is not None:
+                self._ledger.give_up(ticket)
+            raise
+        if isinstance(admitted, Ticket):
+            return admitted
+        if ticket is not None:
+            self._ledger.give_up(ticket)  # it has joined another one, or has used its room
+            for shed in ticket.shed:
+                self.ended(shed, Outcome(TaskState.CANCELLED, error=ShedError(shed.id, self._name)))
+        if admitted._run is run:
             self._accepted(run, queue)
-        elif handle._run.id != options.id:  # it may have brought another priority or an earlier time
+        elif admitted._run.id != run.id:  # it may have brought another priority or an earlier time
             self.look_again()
-        return handle
+        return admitted
 
     def _merged(self, joining: Joining[Run], task: Task) -> Merged:
         """What the policy's function makes of the task that waits and of this one. User code, under no lock."""
@@ -360,7 +411,7 @@ class ManagedBackend(TaskBackend):
         if not self._has_lane():
             self._lanes_wanted()
             return None
-        run = scheduler.next(_clock.monotonic())
+        run = self._ledger.next(_clock.monotonic())
         if run is None:
             return None
         lane = run.lane = self._take_lane(run)
@@ -370,7 +421,7 @@ class ManagedBackend(TaskBackend):
     def next_run(self, lane: Lane) -> Run | None:
         """What the lane is to do, whose worker is free; None makes it idle."""
         with self._ledger.lock:
-            run = self._ledger.scheduler.next(_clock.monotonic()) if self._state in MAY_START else None
+            run = self._ledger.next(_clock.monotonic()) if self._state in MAY_START else None
             if run is not None:
                 run.lane = lane
                 lane.took(run)
@@ -386,10 +437,10 @@ class ManagedBackend(TaskBackend):
             if self._state not in MAY_START or not len(scheduler):
                 return runs
             now = _clock.monotonic()
-            while len(runs) < most and (run := scheduler.next(now)) is not None:
+            while len(runs) < most and (run := self._ledger.next(now)) is not None:
                 limited = run.timeout is not None or run.policy.idle_timeout is not None
                 if limited or not scheduler.may_go_ahead(run):
-                    scheduler.put_back(run)
+                    self._ledger.put_back(run)
                     break
                 run.lane = lane
                 lane.took(run)
@@ -476,6 +527,8 @@ class ManagedBackend(TaskBackend):
             return
         run.variables = None
         _log(run)
+        if run.troubled is not None:
+            logger.warning("of the last 20 tasks of type %r %d have ended badly", run.type, run.troubled)
         run.outcome = None  # an error's traceback leads to the run; from here on the handles alone have it
         self._announce(ended)
         if ruled:  # what waited for that may start, on another lane too
@@ -660,7 +713,8 @@ class ManagedBackend(TaskBackend):
             if self._state is BackendState.RUNNING:
                 self.keeper.start()
                 closing = self._closing = Closing(self, self._ledger, self._stopping, 0.9)
-                self._ledger.open = self._initialized = False
+                self._initialized = False
+                self._ledger.close()
                 self._ledger.on_end = closing.note
                 self._move(BackendState.DRAINING)
                 self.keeper.call(closing.start, deadline)

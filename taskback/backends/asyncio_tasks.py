@@ -25,6 +25,9 @@ class AsyncFireAndTrackBackend(ManagedBackend):
         cancel_grace_seconds (float): How long a task that is told to stop may take.
         exit_grace_seconds (float): How long all that may take at the end of a program that did not shut down.
         keep_ended (int): How many ended tasks `handle` still finds; their results stay in memory.
+        max_queued (int | None): Tasks that may wait for a worker; None sets no limit.
+        when_full (str): What becomes of a submission beyond that: "wait" has it wait for room, "reject" raises
+            `QueueFullError`, "shed" drops the oldest task of the lowest priority for it.
 
     Raises:
         TypeError: An argument has the wrong type.
@@ -59,6 +62,8 @@ class AsyncFireAndTrackBackend(ManagedBackend):
         cancel_grace_seconds: float = 2.0,
         exit_grace_seconds: float = 2.0,
         keep_ended: int = 0,
+        max_queued: int | None = None,
+        when_full: str = "wait",
     ) -> None:
         super().__init__(
             handler,
@@ -67,6 +72,8 @@ class AsyncFireAndTrackBackend(ManagedBackend):
             cancel_grace_seconds=cancel_grace_seconds,
             exit_grace_seconds=exit_grace_seconds,
             keep_ended=keep_ended,
+            max_queued=max_queued,
+            when_full=when_full,
         )
 
     def _start_afresh(self) -> None:

@@ -70,6 +70,7 @@ class SyncTaskBackend(ManagedBackend):
             BackendClosedError: After `shutdown`.
         """
         handle = self._accept(task, options, queue=False)
+        assert isinstance(handle, TaskHandle)  # there is no queue that could be full
         run = handle._run
         if run.state is TaskState.QUEUED and run.lane is None:
             run.home_loop = asyncio.get_running_loop()
@@ -94,6 +95,7 @@ class SyncTaskBackend(ManagedBackend):
         """
         _clock.deadline_after(wait)
         handle = self._accept(task, options, queue=False)
+        assert isinstance(handle, TaskHandle)  # there is no queue that could be full
         run = handle._run
         if run.state is TaskState.QUEUED and run.lane is None:
             self._go(run, ThreadLane(self, _HerePool()))

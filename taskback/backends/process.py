@@ -44,6 +44,10 @@ class ProcessPoolTaskBackend(ManagedBackend):
         keep_ended (int): How many ended tasks `handle` still finds; their results stay in memory.
         stuck_after_seconds (float | None): A task that runs for so long without a `report()` is told, with its stack:
             in the log and as a `TaskStuck`. None tells of none.
+        max_queued (int | None): Tasks that may wait for a worker; None sets no limit.
+        max_queued_bytes (int | None): Bytes that those may be pickled to; None sets no limit.
+        when_full (str): What becomes of a submission beyond that: "wait" has it wait for room, "reject" raises
+            `QueueFullError`, "shed" drops the oldest task of the lowest priority for it.
 
     Raises:
         TypeError: An argument has the wrong type.
@@ -89,6 +93,9 @@ class ProcessPoolTaskBackend(ManagedBackend):
         exit_grace_seconds: float = 2.0,
         keep_ended: int = 0,
         stuck_after_seconds: float | None = None,
+        max_queued: int | None = None,
+        max_queued_bytes: int | None = None,
+        when_full: str = "wait",
     ) -> None:
         if max_workers is None:
             max_workers = _os.available_cpus()
@@ -101,6 +108,9 @@ class ProcessPoolTaskBackend(ManagedBackend):
             exit_grace_seconds=exit_grace_seconds,
             keep_ended=keep_ended,
             stuck_after_seconds=stuck_after_seconds,
+            max_queued=max_queued,
+            max_queued_bytes=max_queued_bytes,
+            when_full=when_full,
         )
 
     def _start_afresh(self) -> None:

@@ -9,8 +9,8 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Generic
 
-from taskback.scheduler.entry import Entry, I, Place
 from taskback.scheduler import keys
+from taskback.scheduler.entry import Entry, I, Place
 from taskback.scheduler.plain import PlainTasks
 from taskback.scheduler.ready import Ready
 

@@ -8,8 +8,8 @@ those that were handed out are in `out` too. The heap has all that wait, and som
 over; as soon as these are the greater part, it is made anew. So each call costs O(log n), amortised.
 """
 
-from heapq import heapify, heappop, heappush
 from collections.abc import Iterator
+from heapq import heapify, heappop, heappush
 from typing import Any, Final, Generic, NamedTuple
 
 from taskback.scheduler.entry import I

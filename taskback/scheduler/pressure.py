@@ -146,7 +146,7 @@ class Pressure(Generic[T]):
         return self._admit()
 
     def leave(self, sequence: int) -> list[T]:
-        """A task is queued no more: it was handed out, or is over. Gives whom that admits; no harm if it was not here."""
+        """A task is queued no more: it was handed out, or is over; or it never was. Gives whom that admits."""
         return self._admit() if self._drop(sequence) else []
 
     @property
@@ -197,7 +197,8 @@ class Pressure(Generic[T]):
 
     def _shed_for(self, size: int, priority: int) -> list[int] | None:
         """Take tasks out until there is room; None, and nothing is changed, if that cannot be made."""
-        places, tasks, size_less = [], 0, 0
+        places: list[tuple[int, int]] = []
+        tasks = size_less = 0
         while not self._fits(size, tasks, size_less):
             place = self._lowest()
             if place is None or place[0] > priority:
