@@ -44,6 +44,9 @@ class KeyedRun(Run):
 
     __slots__ = ("fair_value", "key")
 
+    key: int | None
+    fair_value: int | None
+
 
 def make_run(sequence: int, type: str, priority: int, key: int | None, value: int | None) -> KeyedRun:
     """As `Ledger.admit` takes it."""
@@ -70,10 +73,11 @@ class Load:
         return make_run(self._made, type, priority, chance.randrange(self._keys), chance.randrange(TENANTS))
 
     def _submit(self, run: KeyedRun) -> bool:
-        joining = self._scheduler.joining(run.type, run.key, NOW)
-        if joining is not None and self._scheduler.join(joining, run.priority, run.ready_at, NOW):
+        rules, scheduler = RULES[run.type or ""], self._scheduler
+        joining = None if rules.coalesce is None else scheduler.joining(run.type, run.key, NOW)
+        if joining is not None and scheduler.join(joining, run.priority, run.ready_at, NOW):
             return False
-        self._scheduler.add(run, RULES[run.type or ""], NOW)
+        scheduler.add(run, rules, NOW)
         return True
 
     def round(self) -> float:

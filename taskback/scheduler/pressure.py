@@ -146,7 +146,7 @@ class Pressure(Generic[T]):
         return self._admit()
 
     def leave(self, sequence: int) -> list[T]:
-        """A task is queued no more: it was handed out, or is over; or it never was. Gives whom that admits."""
+        """A task is queued no more: handed out, or over. Gives whom that admits; none if it was not here."""
         return self._admit() if self._drop(sequence) else []
 
     @property

@@ -1,9 +1,9 @@
 """Tasks in order of submission, where any of them may leave.
 
 Holds: the heap has the ticket of each member, and tickets that were let go of, which are passed over; as soon as these
-are the greater part, the heap is made anew. So each call costs O(log n), amortised. A member's ticket lies in its
-entry, which is looked at anyway: no table says who is in, for in a large one each look-up waits for memory. An entry
-has one ticket at a time, so it is in one such line at a time.
+are the greater part, the heap is made anew. So each call costs O(log n), amortised. A ticket lies in its
+member's entry, which is looked at anyway: no table says who is in, for in a large one each look-up waits for memory. An entry has one
+ticket at a time, so it is in one such line at a time.
 """
 
 import heapq

@@ -19,7 +19,7 @@ Shown = tuple[Head | None, bool]
 
 
 class TypeLine:
-    """See the top of the file. What else is known of the type lies here too, found without a search."""
+    """See the top of the file. What else is known of a type lies here, so that its tasks find it without a search."""
 
     __slots__ = (
         "_levels",
