@@ -107,7 +107,7 @@ class Ready:
 
     def _rank(self, line: TypeLine) -> None:
         head = None if line.at_cap else line.head()
-        shown = head, head is not None and line.below_floor
+        shown = head, bool(line.rules.reserved) and head is not None and line.below_floor
         if shown == line.shown:
             return
         line.shown = shown

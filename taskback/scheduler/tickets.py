@@ -2,8 +2,8 @@
 
 Holds: the heap has the ticket of each member, and tickets that were let go of, which are passed over; as soon as these
 are the greater part, the heap is made anew. So each call costs O(log n), amortised. A ticket lies in its
-member's entry, which is looked at anyway: no table says who is in, for in a large one each look-up waits for memory. An entry has one
-ticket at a time, so it is in one such line at a time.
+member's entry, which is looked at anyway: no table says who is in, for in a large one each look-up waits for memory. An
+entry has one ticket at a time, so it is in one such line at a time.
 """
 
 import heapq

@@ -25,6 +25,7 @@ class TypeLine:
         "_levels",
         "_order",
         "_top",
+        "_top_rank",
         "census",
         "given_up",
         "keys",
@@ -47,6 +48,7 @@ class TypeLine:
         self._levels: dict[int, Level] = {}  # by priority; none is empty
         self._order: Ranking[int, int] = Ranking()  # priorities, the highest first
         self._top: Level | None = None  # of the highest priority
+        self._top_rank = 0  # that priority, negated
 
     @property
     def at_cap(self) -> bool:
@@ -60,7 +62,7 @@ class TypeLine:
 
     def head(self) -> Head | None:
         """What the type competes with; None if none of its tasks may start."""
-        return None if self._top is None else (self._order.first_rank(), self._top.oldest())
+        return None if self._top is None else (self._top_rank, self._top.oldest())
 
     def put(self, entry: Entry[Any]) -> None:
         """Put a task in its place."""
@@ -87,11 +89,17 @@ class TypeLine:
         if level is None:
             level = self._levels[priority] = FirstCome() if self.rules.fair_by is None else Turns()
             self._order.put(priority, -priority)
-            self._top = self._levels[self._order.first()]
+            self._find_top()
         return level
 
     def _close(self, priority: int) -> None:
         if not self._levels[priority]:
             del self._levels[priority]
             self._order.drop(priority)
-            self._top = self._levels[self._order.first()] if self._order else None
+            self._find_top()
+
+    def _find_top(self) -> None:
+        if self._order:
+            self._top, self._top_rank = self._levels[self._order.first()], self._order.first_rank()
+        else:
+            self._top = None
