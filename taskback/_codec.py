@@ -24,7 +24,7 @@ def dumps(value: Any) -> bytes:
         data = pickle.dumps(value, PROTOCOL)
     except Exception:
         return _dumps_by_value(value)
-    if b"__main__" in data or b"__mp_main__" in data:
+    if b"main__" in data and (b"__main__" in data or b"__mp_main__" in data):
         return _dumps_by_value(value)
     return data
 

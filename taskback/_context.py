@@ -55,6 +55,8 @@ def restores() -> tuple[Restore, ...]:
 def captured(extra: Mapping[str, str] | None) -> dict[str, str]:
     """What travels beside a task submitted here and now; `extra` (the submission's own) wins."""
     found: dict[str, str] = {}
+    if not _pairs and not extra:
+        return found
     for capture, _ in _pairs:
         found.update(capture())
     if extra:

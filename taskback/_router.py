@@ -118,7 +118,7 @@ class TaskRouter:
             if type in self._handlers:
                 raise ValueError(f"task type {type!r} has a handler already: {self._handlers[type]!r}")
             self._handlers[type] = _checked(handler)
-            self._policies[type] = written
+            self._policies[type] = NO_POLICY if written == NO_POLICY else written
             return handler
 
         return write_down if function is None else write_down(function)

@@ -113,7 +113,7 @@ class Run:
         self.policy = policy  # of its type, as it was when it was submitted
         self.key = key
         self.fair_value = fair_value
-        self.variables: contextvars.Context | None = contextvars.copy_context()
+        self.variables = None if task is None else contextvars.copy_context()  # no use to another process
         self.home_loop: asyncio.AbstractEventLoop | None = None  # the loop that must run it, if one must
         self.sequence = 0  # its place in the queue, given by the ledger
         self.state = TaskState.QUEUED

@@ -43,8 +43,12 @@ def test_it_counts_the_last_twenty_and_no_others():
     """As a list would."""
     chance, trouble, ends, told = random.Random(2), Trouble(), [], False
     for _ in range(5_000):
-        ends.append(chance.random() < 0.4)
+        ends.append(chance.random() < (0.4 if len(ends) % 1000 < 900 else 0.0))
         bad = sum(ends[-20:])
         expected = bad if len(ends) >= 20 and bad > 10 and not told else None
+        if "t" in trouble.well and not ends[-1]:
+            assert expected is None
+            continue
         assert trouble.ended("t", ends[-1]) == expected
+        assert ("t" in trouble.well) is (len(ends) >= 20 and not any(ends[-20:]))
         told = len(ends) >= 20 and bad > 5 and (told or bad > 10)

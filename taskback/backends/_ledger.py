@@ -144,7 +144,8 @@ class Ledger:
 
     def _leave(self, run: Run) -> None:
         """A run is queued no more."""
-        if self.pressure is not None and self._queued.pop(run.sequence, None) is not None:
+        assert self.pressure is not None
+        if self._queued.pop(run.sequence, None) is not None:
             _wake(self.pressure.leave(run.sequence))
 
     def _return(self, run: Run) -> None:
@@ -164,7 +165,7 @@ class Ledger:
     def next(self, now: float) -> Run | None:
         """Take out the run that a free worker gets."""
         run = self.scheduler.next(now)
-        if run is not None:
+        if run is not None and self.pressure is not None:
             self._leave(run)
         return run
 
@@ -201,8 +202,9 @@ class Ledger:
 
     # --- moves; the lock is held ---
 
-    def _move(self, run: Run, state: TaskState) -> None:
-        assert state in TASK_MOVES[run.state], (run.state, state)
+    def _move(self, run: Run, state: TaskState, by: TaskState | None = None) -> None:
+        """Change a run's state; it may have been in another one meanwhile, of which nobody was told."""
+        assert state in TASK_MOVES[by or run.state], (run.state, by, state)
         for tally in self._tallies(run):
             tally.counts[run.state] -= 1
             tally.counts[state] += 1
@@ -216,12 +218,15 @@ class Ledger:
 
     def _start(self, run: Run, pid: int | None, started_ns: int) -> None:
         self._move(run, TaskState.RUNNING)
-        run.pid, run.started_ns = pid, max(started_ns, run.queued_ns)
-        run.moved_ns = max(run.moved_ns, run.started_ns)  # it may have reported before its start was looked up
+        self._has_begun(run, pid, started_ns)
         for handle in run.handles:
             handle._mark_running()
         if self.listeners.listening:
             self.listeners.emit(TaskStarted, **facts_of(run))
+
+    def _has_begun(self, run: Run, pid: int | None, started_ns: int) -> None:
+        run.pid, run.started_ns = pid, max(started_ns, run.queued_ns)
+        run.moved_ns = max(run.moved_ns, run.started_ns)  # it may have reported before its start was looked up
 
     # --- under way ---
 
@@ -311,22 +316,28 @@ class Ledger:
     ) -> list[TaskHandle] | None:
         if run.state.final:
             return None
-        if started_ns is not None and run.state is TaskState.QUEUED:
-            self._start(run, pid, started_ns)
+        looked_up = started_ns is not None and run.state is TaskState.QUEUED  # nobody has asked until now
+        if looked_up and started_ns is not None:
+            if self.listeners.listening:
+                self._start(run, pid, started_ns)
+            else:
+                self._has_begun(run, pid, started_ns)
         run.finished_ns = max(_clock.monotonic_ns(), run.started_ns or run.queued_ns)
         verdict = _verdict(run, outcome, told)
         if verdict.error is not outcome.error:
             told = _told_of_ours(verdict.error, told)
         outcome = verdict
-        self._move(run, outcome.state)
+        self._move(run, outcome.state, TaskState.RUNNING if looked_up else run.state)
         run.told = told
         run.outcome = outcome
         run.call = None
         run.lane = None  # a handle that is kept must not keep a worker's descriptors
-        if outcome.state is not TaskState.CANCELLED:
-            run.troubled = self._trouble.ended(run.type, outcome.state is not TaskState.SUCCEEDED)
+        well = outcome.state is TaskState.SUCCEEDED
+        if outcome.state is not TaskState.CANCELLED and not (well and run.type in self._trouble.well):
+            run.troubled = self._trouble.ended(run.type, not well)
         del self.runs[run.id]
-        self._leave(run)
+        if self.pressure is not None:
+            self._leave(run)
         if outcome.state is TaskState.ABANDONED and self.schedules:  # it holds its key until its thread ends
             self.scheduler.abandoned(run)
         else:

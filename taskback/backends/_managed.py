@@ -438,8 +438,10 @@ class ManagedBackend(TaskBackend):
                 return runs
             now = _clock.monotonic()
             while len(runs) < most and (run := self._ledger.next(now)) is not None:
-                limited = run.timeout is not None or run.policy.idle_timeout is not None
-                if limited or not scheduler.may_go_ahead(run):
+                ruled = run.policy is not NO_POLICY and not (
+                    run.policy.idle_timeout is None and scheduler.may_go_ahead(run)
+                )
+                if ruled or run.timeout is not None:
                     self._ledger.put_back(run)
                     break
                 run.lane = lane
@@ -462,7 +464,7 @@ class ManagedBackend(TaskBackend):
 
     def handed_over(self, run: Run) -> None:
         """A lane has sent a run."""
-        if run.policy.idle_timeout is not None and self.promises.timeout:
+        if run.policy is not NO_POLICY and run.policy.idle_timeout is not None and self.promises.timeout:
             self._stopping.limit_idle(run)
         if self._watch is not None:
             self._watch.see_to_it()
@@ -517,7 +519,6 @@ class ManagedBackend(TaskBackend):
 
     def ended(self, run: Run, outcome: Outcome, *, pid: int | None = None, started_ns: int | None = None) -> None:
         """The run is over, or is to be tried again; the first to say so wins."""
-        ruled = run.key is not None or run.policy.max_running is not None or run.policy.reserved > 0
         ended = self._ledger.end(run, outcome, pid, started_ns)
         if isinstance(ended, Verdict):
             _log_attempt(run, outcome, ended)
@@ -531,8 +532,9 @@ class ManagedBackend(TaskBackend):
             logger.warning("of the last 20 tasks of type %r %d have ended badly", run.type, run.troubled)
         run.outcome = None  # an error's traceback leads to the run; from here on the handles alone have it
         self._announce(ended)
-        if ruled:  # what waited for that may start, on another lane too
-            self.look_again()
+        policy = run.policy
+        if policy is not NO_POLICY and (run.key is not None or policy.max_running is not None or policy.reserved):
+            self.look_again()  # what waited for that may start, on another lane too
 
     def _announce(self, handles: list[TaskHandle]) -> None:
         """Wake those who wait, and call the callbacks: here, unless this is the keeper's thread, which has duties."""
