@@ -32,8 +32,8 @@ def now(monkeypatch) -> float:
 
 
 def test_nothing_said_is_nothing_asked_for():
-    """No limit is not the same as not saying."""
-    assert read() == Options(id=None, ready_at=0.0, priority=0, timeout=UNSET, context=None)
+    """No limit is not the same as not saying, nor is priority 0."""
+    assert read() == Options(id=None, ready_at=0.0, priority=None, timeout=UNSET, context=None)
     assert read(timeout=None).timeout is None
     assert read(timeout=math.inf).timeout is None
     assert read(delay=None, not_before=None, id=None, context=None) == Options()
@@ -131,4 +131,4 @@ def test_what_the_backend_cannot_keep_is_refused(given):
 
 def test_what_asks_for_nothing_is_kept_by_all():
     """Priority 0 and no limit are what every backend does anyway."""
-    assert read(Promises(), priority=0, timeout=None, id="a") == Options(id="a", timeout=None)
+    assert read(Promises(), priority=0, timeout=None, id="a") == Options(id="a", priority=0, timeout=None)

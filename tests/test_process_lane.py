@@ -178,6 +178,7 @@ def descriptors() -> Iterator[Callable[[int], None]]:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
 
     def leave(count: int) -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))  # looking takes one itself
         used = {int(name) for name in os.listdir("/proc/self/fd")}
         free = [number for number in range(soft) if number not in used]
         resource.setrlimit(resource.RLIMIT_NOFILE, (free[count], hard))  # what is open above it stays open

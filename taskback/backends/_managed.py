@@ -1,4 +1,4 @@
-"""What all backends of ours share: taking tasks, passing them to lanes, stopping them, and the end.
+"""What all backends of ours share: passing tasks to lanes, stopping them, and the end. `_submitting` takes them.
 
 Threads: submit, cancel, shutdown on any; lanes call back on theirs; limits and the shutdown run on the keeper's.
 Locks: _open_lock is held while the backend starts; of the program's only what makes a pool runs under it. Below it
@@ -24,38 +24,33 @@ from concurrent.futures import Executor, Future
 from typing import Any
 
 from taskback import _clock, _codec, _role
-from taskback._backend import TaskBackend, tell_at_the_end
+from taskback._backend import tell_at_the_end
 from taskback._call import AsyncCall, Call, Handler, Outcome
-from taskback._context import captured, restores
+from taskback._context import restores
 from taskback._courier import Courier
 from taskback._errors import (
     BackendClosedError,
-    NoHandlerError,
-    QueueFullError,
-    ShedError,
     TaskAbandonedError,
 )
 from taskback._events import Listeners, TaskStuck, WorkerDied, WorkerStarted
 from taskback._handle import TaskHandle
 from taskback._keeper import LoopThread, call_in, join
-from taskback._options import UNSET, Options, checked_count, read_options
+from taskback._options import checked_count
 from taskback._report import BackendStats, ShutdownReport, WorkerStats
-from taskback._router import NO_POLICY, Policy, TaskRouter
+from taskback._router import NO_POLICY, TaskRouter
 from taskback._run import Run
 from taskback._state import BACKEND_MOVES, BackendState, TaskState
-from taskback._task import CurrentTask, Progress, Task, checked_type
+from taskback._task import CurrentTask, Progress
 from taskback.backends._alarm import Alarm
 from taskback.backends._closing import Closing
-from taskback.backends._ledger import Ledger, Merged, facts_of
+from taskback.backends._ledger import Ledger, facts_of
 from taskback.backends._packing import HandlerPacker
 from taskback.backends._stopping import Stopping
-from taskback.backends._ticket import Ticket
+from taskback.backends._submitting import SubmittingBackend
+from taskback.backends._telling import UserCodeMark, log_attempt, log_end, stack_of
 from taskback.backends._watch import Watch
 from taskback.pools.lane import Lane
 from taskback.scheduler.attempts import Verdict
-from taskback.scheduler.coalescing import Joining
-from taskback.scheduler.entry import Place
-from taskback.scheduler.fields import fair_value_of, key_of
 from taskback.scheduler.pressure import Limits
 from taskback.scheduler.rules import check_floors
 
@@ -65,7 +60,7 @@ MAY_START = (BackendState.RUNNING, BackendState.DRAINING)  # tasks, in a backend
 MAX_ABANDONED = 4  # threads given up that are replaced; beyond that tasks wait for one of them to end
 
 
-class ManagedBackend(TaskBackend):
+class ManagedBackend(SubmittingBackend):
     """See the top of the file. Subclasses say what lanes there are.
 
     Args:
@@ -87,7 +82,6 @@ class ManagedBackend(TaskBackend):
         ValueError: An argument makes no sense.
     """
 
-    crosses = False  # whether tasks are pickled
     _max_workers: int | None = None  # how many tasks may run at a time, where that is known
 
     def __init__(
@@ -155,9 +149,6 @@ class ManagedBackend(TaskBackend):
 
     def _lanes_wanted(self) -> None:
         """Tasks wait and no lane is idle. Under the ledger's lock."""
-
-    def _prepare(self, run: Run) -> None:
-        """A run is about to be accepted on the submitter's thread."""
 
     def _give_up(self, lane: Lane) -> None:
         """A lane's thread is given up; maybe another takes its place. Under the ledger's lock."""
@@ -262,124 +253,7 @@ class ManagedBackend(TaskBackend):
         logger.debug("%s %s -> %s", self._name, self._state.value, state.value)
         self._state = state
 
-    # --- submit ---
-
-    async def submit(self, task: Task, **options: Any) -> TaskHandle:
-        accepted = self._accept(task, options)
-        while isinstance(accepted, Ticket):
-            try:
-                await accepted.wait()
-            except BaseException:
-                self._ledger.give_up(accepted)
-                raise
-            accepted = self._admit(accepted.run, accepted.task, True, accepted)
-        return accepted
-
-    def submit_sync(self, task: Task, *, wait: float | None = None, **options: Any) -> TaskHandle:
-        deadline = _clock.deadline_after(wait)
-        accepted = self._accept(task, options)
-        while isinstance(accepted, Ticket):
-            try:
-                if asyncio._get_running_loop() is not None:
-                    raise QueueFullError(self._name, "waiting for room would hold up the event loop: await submit()")
-                if not accepted.block(deadline):
-                    raise TimeoutError(f"{self._name} had no room within {wait:g} s; nothing was submitted")
-            except BaseException:
-                self._ledger.give_up(accepted)
-                raise
-            accepted = self._admit(accepted.run, accepted.task, True, accepted)
-        return accepted
-
-    def _accept(self, task: Task, given: dict[str, Any], queue: bool = True) -> TaskHandle | Ticket:
-        if not isinstance(task, dict):
-            raise TypeError(f"a task is a dict, not a {type(task).__name__}")
-        task_type = checked_type(task)
-        options = read_options(self._name, self.promises, given)
-        self._be_open(task_type)
-        policy = self._policy(task_type)
-        joined = None if options.id is None else self._ledger.join(options.id, self)
-        if joined is not None:
-            return joined
-        run = self._make_run(task, task_type, options, policy)
-        limited = queue and self._ledger.pressure is not None and self._executor is not None
-        return self._admit(run, task, queue, Ticket(run, task, self._name) if limited else None)
-
-    def _admit(self, run: Run, task: Task, queue: bool, ticket: Ticket | None) -> TaskHandle | Ticket:
-        """Have a run accepted; its ticket, if it has to wait for room."""
-        schedules = queue and self._executor is not None
-        merged: Merged | None = None
-        try:
-            while isinstance(admitted := self._ledger.admit(run, self, schedules, ticket, merged), Joining):
-                merged = self._merged(admitted, task)
-            if admitted is None:
-                raise BackendClosedError(self._name, self._state.value)
-        except BaseException:
-            if ticket is not None:
-                self._ledger.give_up(ticket)
-            raise
-        if isinstance(admitted, Ticket):
-            return admitted
-        if ticket is not None:
-            self._ledger.give_up(ticket)  # it has joined another one, or has used its room
-            for shed in ticket.shed:
-                self.ended(shed, Outcome(TaskState.CANCELLED, error=ShedError(shed.id, self._name)))
-        if admitted._run is run:
-            self._accepted(run, queue)
-        elif admitted._run.id != run.id:  # it may have brought another priority or an earlier time
-            self.look_again()
-        return admitted
-
-    def _merged(self, joining: Joining[Run], task: Task) -> Merged:
-        """What the policy's function makes of the task that waits and of this one. User code, under no lock."""
-        assert joining.merge is not None
-        merged = joining.merge(joining.item.task(), dict(task))
-        if not isinstance(merged, dict):
-            raise TypeError(f"coalesce must give a task, which is a dict, not a {type(merged).__name__}")
-        merged = dict(merged)
-        return Merged(joining, *((None, _codec.dumps_task(merged)) if self.crosses else (merged, None)))
-
-    def _be_open(self, task_type: str | None) -> None:
-        if self._state is BackendState.NEW:
-            logger.warning("%s: a task of type %r came before initialize; initializing", self._name, task_type)
-            self.initialize_sync()
-        elif self._state is not BackendState.RUNNING:
-            raise BackendClosedError(self._name, self._state.value)
-
-    def _policy(self, task_type: str | None) -> Policy:
-        handler = self._executor
-        if not isinstance(handler, TaskRouter):
-            return NO_POLICY
-        handler.check(task_type)
-        return handler.policy(task_type)
-
-    def _make_run(self, task: Task, task_type: str | None, options: Options, policy: Policy) -> Run:
-        timeout = options.timeout
-        if timeout is UNSET:
-            timeout = self._timeout if policy.timeout is None else policy.timeout
-        assert timeout is None or isinstance(timeout, float)
-        task = dict(task)
-        data = _codec.dumps_task(task) if self.crosses else None
-        run = Run(
-            options.id or _clock.new_task_id(),
-            task_type,
-            None if self.crosses else task,
-            data,
-            context=captured(options.context),
-            priority=policy.priority if options.priority is None else options.priority,
-            ready_at=options.ready_at,
-            timeout=timeout,
-            policy=policy,
-            key=None if policy.key is None else key_of(policy, task),
-            fair_value=None if policy.fair_by is None else fair_value_of(policy, task),
-        )
-        self._prepare(run)
-        return run
-
-    def _accepted(self, run: Run, queue: bool) -> None:
-        if self._executor is None:
-            self.ended(run, Outcome(TaskState.FAILED, error=NoHandlerError(self._name, run.type)))
-        elif queue:
-            self.look_again()
+    # --- handing over ---
 
     def look_again(self) -> None:
         """Hand over what may start, as long as there is a lane for it, and see to it that times are kept."""
@@ -509,10 +383,6 @@ class ManagedBackend(TaskBackend):
         """Whether events are wanted."""
         return self._listeners.listening
 
-    def refresh(self, run: Run) -> None:
-        """Find out whether a run that was handed over has begun, where nobody tells."""
-        self._ledger.refresh(run)
-
     def progressed(self, run: Run, progress: Progress) -> None:
         """The handler reported."""
         self._ledger.progress(run, progress)
@@ -521,13 +391,13 @@ class ManagedBackend(TaskBackend):
         """The run is over, or is to be tried again; the first to say so wins."""
         ended = self._ledger.end(run, outcome, pid, started_ns)
         if isinstance(ended, Verdict):
-            _log_attempt(run, outcome, ended)
+            log_attempt(run, outcome, ended)
             self.look_again()
             return
         if ended is None:
             return
         run.variables = None
-        _log(run)
+        log_end(run)
         if run.troubled is not None:
             logger.warning("of the last 20 tasks of type %r %d have ended badly", run.type, run.troubled)
         run.outcome = None  # an error's traceback leads to the run; from here on the handles alone have it
@@ -844,10 +714,10 @@ class ManagedBackend(TaskBackend):
 
     def stacks(self) -> dict[str, str]:
         running = [run for run in list(self._ledger.runs.values()) if run.lane is not None]
-        return {run.id: stack for run in running if (stack := _stack(run))}
+        return {run.id: stack for run in running if (stack := stack_of(run))}
 
     def _tell_stuck(self, run: Run, silent: float) -> None:
-        stack = _stack(run)
+        stack = stack_of(run)
         if run.state.final:
             return
         logger.warning(
@@ -872,23 +742,6 @@ class ManagedBackend(TaskBackend):
         return f"<{self._name} {self._state.value} in_flight={self.inflight_count}>"
 
 
-class UserCodeMark:
-    """Notes that a thread is in user code, while it is."""
-
-    __slots__ = ("_thread", "_what", "_where")
-
-    def __init__(self, where: dict[int, tuple[str, str]], what: tuple[str, str]) -> None:
-        self._where = where
-        self._what = what
-        self._thread = threading.get_ident()
-
-    def __enter__(self) -> None:
-        self._where[self._thread] = self._what
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._where.pop(self._thread, None)
-
-
 class _Wake:
     """Sets an event of a loop from any thread."""
 
@@ -900,39 +753,3 @@ class _Wake:
         loop = self._loop()
         if loop is not None:  # if it has closed, nobody waits there any more
             call_in(loop, self._event.set)
-
-
-def _stack(run: Run) -> str:
-    """Where a run's handler is; empty if it is not under way, or nobody can tell."""
-    lane: Lane | None = run.lane
-    return "" if lane is None else lane.stack(run)
-
-
-def _log(run: Run) -> None:
-    """Tell of a bad end once; the handle tells the rest."""
-    outcome = run.outcome
-    assert outcome is not None
-    if outcome.error is None:
-        return
-    traces = outcome.state is TaskState.FAILED and not isinstance(outcome.error, NoHandlerError)
-    logger.warning(
-        "task %s of type %r %s: %s: %s",
-        run.id,
-        run.type,
-        outcome.state.value.replace("_", " "),
-        *run.told[:2],
-        exc_info=outcome.error if traces else None,
-    )
-
-
-def _log_attempt(run: Run, outcome: Outcome, verdict: Verdict) -> None:
-    """Tell of an attempt that was not the last."""
-    seconds = max(0.0, verdict.at - _clock.monotonic())
-    if verdict.again is Place.DEFER:
-        logger.debug("task %s of type %r has put itself off for %.3g s", run.id, run.type, seconds)
-        return
-    past = run.past[-1]
-    logger.warning(
-        "attempt %d of task %s of type %r %s, the next one comes in %.3g s: %s: %s",
-        *(past.number, run.id, run.type, outcome.state.value, seconds, past.error_type, past.error_text),
-    )
