@@ -17,8 +17,8 @@ from collections.abc import Callable
 from statistics import median
 from typing import Final
 
+from benchmarks.plain_queue import TaskQueue
 from taskback._run import Run
-from taskback.scheduler.queue import TaskQueue
 from taskback.scheduler.rules import PLAIN, Rules
 from taskback.scheduler.scheduler import Scheduler
 

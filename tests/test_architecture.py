@@ -174,7 +174,7 @@ def test_one_file_asks_for_the_platform():
         ("taskback.backends.thread", "taskback", False),
         ("taskback.observe.progress", "taskback.cli", False),
         ("taskback.cli.run", "taskback.integrations", False),
-        ("taskback.scheduler.queue", "taskback._handle", True),
+        ("taskback.scheduler.ready", "taskback._handle", True),
         ("taskback._handle", "taskback._backend", False),
         ("taskback.pools.pool", "taskback.pools.child.main", True),
         ("taskback.pools.child.main", "taskback.pools.pool", False),

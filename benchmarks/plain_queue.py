@@ -1,4 +1,4 @@
-"""The tasks that wait: higher priority first, first come first served within one, none before its time.
+"""The queue that the backends had before the scheduler, to be measured against: priority, then order, and delays.
 
 Pure: the clock is passed in, and its owner's lock is held around every call.
 Holds: a run that was pushed and not discarded is popped once. A push or a pop costs O(log n).
