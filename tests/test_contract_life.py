@@ -84,6 +84,22 @@ def test_a_task_that_comes_before_initialize_starts_the_backend(entry, make, cap
     assert all("early" in record.getMessage() for record in told)
 
 
+@on(returns_before_run=True, delay=True)
+@in_loop
+async def test_a_delay_is_kept_after_a_shutdown_that_cut_one_short(entry, make):
+    """A timer that went with the first life does not stand in the way of those of the second."""
+    backend = make(entry)
+    await backend.initialize()
+    cut = await backend.submit({"do": "echo"}, delay=0.3)
+    await backend.shutdown(0)
+    await backend.initialize()
+
+    handle = await backend.submit({"do": "echo", "value": "late"}, delay=0.35)
+
+    assert await asyncio.wait_for(handle, PATIENCE) == "late"
+    assert cut.cancelled()
+
+
 @on()
 @in_loop
 async def test_initializing_again_changes_nothing(entry, make):

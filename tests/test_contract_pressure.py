@@ -27,6 +27,7 @@ def start(entry: Any, make: Any, gate: Gate) -> Start:
     def start(**options: Any) -> tuple[Any, TaskHandle]:
         router = TaskRouter()
         router.handler("t", handlers.do, max_running=1)
+        router.handler("u", handlers.do)
         backend = make(entry, router, **options)
         backend.initialize_sync()
         holder = backend.submit_sync({"type": "t", "do": flavour(entry, "hold"), "gate": gate.path})
@@ -85,6 +86,30 @@ def test_shed_drops_the_oldest_of_the_lowest_priority(start, gate, entry):
     assert (second.result(), third.result()) == (2, 3)
     stats = backend.stats()
     assert (stats.accepted, stats.succeeded, stats.cancelled) == (4, 3, 1)
+
+
+@on(returns_before_run=True)
+def test_a_task_that_is_shed_is_not_begun_meanwhile(start, gate, monkeypatch):
+    """Race: a worker is free between the step in which a task is shed and its end."""
+    backend, holder = start(max_queued=1, when_full="shed")
+    shed = backend.submit_sync(echo("shed"))
+    end, ran = backend.ended, threading.Event()
+
+    def late(run: Any, outcome: Any, **facts: Any) -> None:
+        if run is shed._run and isinstance(outcome.error, ShedError):
+            gate.open()
+            assert not wait([holder], PATIENCE).not_done
+            other = backend.submit_sync({"type": "u", "do": "echo"})
+            assert not wait([other], PATIENCE).not_done, "a worker was free"
+            ran.set()
+        end(run, outcome, **facts)
+
+    monkeypatch.setattr(backend, "ended", late)
+    new = backend.submit_sync(echo("new"))
+
+    assert new.result(PATIENCE) == "new"
+    assert ran.is_set()
+    assert (shed.state, shed.started_at) == (TaskState.CANCELLED, None)
 
 
 @on(returns_before_run=True)

@@ -125,6 +125,8 @@ class Ledger:
             raise QueueFullError(ticket.backend, f"{self.pressure.queued} tasks wait")
         ticket.admitted = answer is Answer.ADMITTED
         ticket.shed = [self._queued.pop(sequence) for sequence in shed]
+        for run in ticket.shed:  # here and now, or a worker that is free would still get it
+            self.scheduler.ended(run)
         return ticket.admitted
 
     def _enter(self, ticket: Ticket) -> None:

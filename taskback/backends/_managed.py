@@ -243,6 +243,7 @@ class ManagedBackend(SubmittingBackend):
             self._open()
             with self._ledger.lock:
                 self._closing = None
+                self._alarm = Alarm(self.keeper, self._time_has_come)  # the old one's timer went with the keeper's loop
                 self._ledger.on_end = None
                 self._move(BackendState.RUNNING)
                 self._ledger.open = self._initialized = True
@@ -658,7 +659,9 @@ class ManagedBackend(SubmittingBackend):
         return self._exit_grace + 0.5
 
     def _end_without_keeper(self) -> None:
-        self._ledger.open = self._initialized = False
+        self._initialized = False
+        with self._ledger.lock:  # nobody has it: see above
+            self._ledger.close()
         for run in list(self._ledger.runs.values()):
             handles = list(run.handles)
             for handle in handles:
