@@ -357,6 +357,30 @@ def test_a_queued_holder_that_is_cancelled_lets_the_next_one_pass(start, log, ga
 
 
 @on(returns_before_run=True)
+def test_a_queued_task_that_is_cancelled_is_not_begun_meanwhile(start, log, gate, monkeypatch):
+    """Race: a worker is free between the step in which it is told to stop and its end."""
+    backend = start(workers=1, max_running=1)
+    holder = backend.submit_sync(log.task("holder", gate=gate.path))
+    gate.wait_said()
+    chosen = backend.submit_sync(log.task("chosen"))
+    end = backend.ended
+
+    def late(run: Any, outcome: Any, **facts: Any) -> None:
+        if run is chosen._run and chosen._run.lane is None:
+            gate.open()
+            other = backend.submit_sync(log.task("other"))
+            ended(holder, other)
+        end(run, outcome, **facts)
+
+    monkeypatch.setattr(backend, "ended", late)
+
+    assert chosen.cancel()
+
+    assert chosen.state is TaskState.CANCELLED
+    assert log.begun() == ["holder", "other"]
+
+
+@on(returns_before_run=True)
 def test_a_task_that_is_tried_again_keeps_its_key(start, log):
     """What came later does not overtake it."""
     backend = start(key="bank", max_attempts=2, backoff=Backoff(initial=0.1, jitter=0))

@@ -14,10 +14,12 @@ from taskback._call import Outcome
 from taskback._errors import TaskTimeoutError, UnknownTaskError
 from taskback._events import Listeners
 from taskback._handle import TaskHandle
-from taskback._router import NO_POLICY
+from taskback._router import NO_POLICY, Policy
 from taskback._run import Run
 from taskback._state import TaskState
 from taskback.backends._ledger import Ledger
+from taskback.backends._ticket import Ticket
+from taskback.scheduler.pressure import Limits
 
 DONE = Outcome(TaskState.SUCCEEDED, "done")
 GAVE_UP = Outcome(TaskState.CANCELLED)
@@ -154,6 +156,25 @@ def test_what_a_run_was_told_to_stop_for_wins(ledger):
             ledger.end(run, outcome, 1, run.queued_ns)
 
             assert run.state is (outcome.state if outcome.state is TaskState.ABANDONED else stop)
+
+
+def test_what_is_looked_at_and_not_sent_ahead_makes_no_room():
+    """Or each look would let one more submitter in, beyond the limit."""
+    ledger = Ledger(Listeners("test"), 0, Limits(max_queued=1))
+    ledger.open = True
+    policy = Policy(max_running=3)
+    first, second = [Ticket(make_run(name), {}, "test") for name in ("first", "second")]
+    for ticket in (first, second):
+        ticket.run.policy = policy
+    assert isinstance(ledger.admit(first.run, None, True, first), TaskHandle)
+    assert ledger.admit(second.run, None, True, second) is second
+
+    assert ledger.next_ahead(_clock.monotonic()) is None
+
+    assert ledger.pressure is not None
+    assert (ledger.pressure.queued, ledger.pressure.waiting, second.admitted) == (1, 1, False)
+    assert ledger.next(_clock.monotonic()) is first.run
+    assert second.admitted
 
 
 def test_times_of_a_run_are_in_order_whatever_the_worker_says(ledger):

@@ -20,6 +20,7 @@ from taskback._errors import QueueFullError, TaskTimeoutError, UnknownTaskError,
 from taskback._events import Listeners, TaskFinished, TaskProgress, TaskQueued, TaskRetrying, TaskStarted
 from taskback._handle import TaskHandle
 from taskback._report import Tally, TypeStats
+from taskback._router import NO_POLICY
 from taskback._run import NOTHING_TOLD, Run, Told
 from taskback._state import TASK_MOVES, TaskState
 from taskback._task import ANNOUNCE_EVERY_NS, Progress, Task
@@ -166,15 +167,31 @@ class Ledger:
 
     def next(self, now: float) -> Run | None:
         """Take out the run that a free worker gets."""
-        run = self.scheduler.next(now)
+        run = self._first(now)
         if run is not None and self.pressure is not None:
             self._leave(run)
         return run
 
-    def put_back(self, run: Run) -> None:
-        """It was taken out, and does not start now."""
-        self.scheduler.put_back(run)
-        self._return(run)
+    def next_ahead(self, now: float) -> Run | None:
+        """Take out the same if it may wait in a worker that is still busy: no limit and no rule has a say in it."""
+        run = self._first(now)
+        if run is None:
+            return None
+        policy = run.policy
+        free = policy is NO_POLICY or (policy.idle_timeout is None and self.scheduler.may_go_ahead(run))
+        if not free or run.timeout is not None:
+            self.scheduler.put_back(run)
+            return None
+        if self.pressure is not None:
+            self._leave(run)
+        return run
+
+    def _first(self, now: float) -> Run | None:
+        # Race: a run is told to stop while it waits, and not ended yet. Whoever told it to ends it; no lane gets it, or
+        # its handle would end while its handler runs.
+        while (run := self.scheduler.next(now)) is not None and run.stop is not None:
+            self.scheduler.ended(run)
+        return run
 
     def _coalesce(self, run: Run, owner: Any, merged: "Merged | None") -> "TaskHandle | Joining[Run] | None":
         now = _clock.monotonic()
@@ -200,7 +217,8 @@ class Ledger:
         with self.lock:
             run.lane = None
             if not run.state.final:
-                self.put_back(run)
+                self.scheduler.put_back(run)
+                self._return(run)
 
     # --- moves; the lock is held ---
 

@@ -308,17 +308,10 @@ class ManagedBackend(SubmittingBackend):
         """What it may do after that, as anybody may: the next ones, up to the first that a limit or rule constrains."""
         runs: list[Run] = []
         with self._ledger.lock:
-            scheduler = self._ledger.scheduler
-            if self._state not in MAY_START or not len(scheduler):
+            if self._state not in MAY_START or not len(self._ledger.scheduler):
                 return runs
             now = _clock.monotonic()
-            while len(runs) < most and (run := self._ledger.next(now)) is not None:
-                ruled = run.policy is not NO_POLICY and not (
-                    run.policy.idle_timeout is None and scheduler.may_go_ahead(run)
-                )
-                if ruled or run.timeout is not None:
-                    self._ledger.put_back(run)
-                    break
+            while len(runs) < most and (run := self._ledger.next_ahead(now)) is not None:
                 run.lane = lane
                 lane.took(run)
                 runs.append(run)
