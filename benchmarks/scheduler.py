@@ -39,19 +39,18 @@ TYPES: Final = tuple(RULES)
 TENANTS: Final = 100
 
 
-class KeyedRun(Run):
-    """A run with what the rules of its type read from its task."""
-
-    __slots__ = ("fair_value", "key")
-
-    key: int | None
-    fair_value: int | None
-
-
-def make_run(sequence: int, type: str, priority: int, key: int | None, value: int | None) -> KeyedRun:
+def make_run(sequence: int, type: str, priority: int, key: int | None, value: int | None) -> Run:
     """As `Ledger.admit` takes it."""
-    run = KeyedRun(str(sequence), type, {}, None, context={}, priority=priority, ready_at=0.0, timeout=None)
-    run.sequence, run.key, run.fair_value = sequence, key, value
+    run = Run(
+        *(str(sequence), type, {}, None),
+        context={},
+        priority=priority,
+        ready_at=0.0,
+        timeout=None,
+        key=key,
+        fair_value=value,
+    )
+    run.sequence = sequence
     return run
 
 
@@ -61,18 +60,18 @@ class Load:
     def __init__(self, queued: int) -> None:
         self._chance = random.Random(7)
         self._keys = queued // 10
-        self._scheduler: Scheduler[KeyedRun] = Scheduler(random.Random(7))
+        self._scheduler: Scheduler[Run] = Scheduler(random.Random(7))
         self._made = 0
         while len(self._scheduler) < queued:
             self._submit(self._make())
 
-    def _make(self) -> KeyedRun:
+    def _make(self) -> Run:
         self._made += 1
         type, chance = TYPES[self._made % len(TYPES)], self._chance
         priority = RULES[type].priority + (chance.random() < 0.1)
         return make_run(self._made, type, priority, chance.randrange(self._keys), chance.randrange(TENANTS))
 
-    def _submit(self, run: KeyedRun) -> bool:
+    def _submit(self, run: Run) -> bool:
         rules, scheduler = RULES[run.type or ""], self._scheduler
         joining = None if rules.coalesce is None else scheduler.joining(run.type, run.key, NOW)
         if joining is not None and scheduler.join(joining, run.priority, run.ready_at, NOW):
@@ -98,14 +97,14 @@ class PlainLoad:
     """The same for tasks without a policy, in a scheduler and in the plain queue."""
 
     def __init__(self) -> None:
-        self._scheduler: Scheduler[KeyedRun] = Scheduler()
+        self._scheduler: Scheduler[Run] = Scheduler()
         self._queue = TaskQueue()
         self._made = 0
         for run in self._make(FEW):
             self._scheduler.add(run, PLAIN, NOW)
             self._queue.push(run, NOW)
 
-    def _make(self, number: int) -> list[KeyedRun]:
+    def _make(self, number: int) -> list[Run]:
         self._made += number
         return [make_run(made, "plain", 0, None, None) for made in range(self._made - number, self._made)]
 
