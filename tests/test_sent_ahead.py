@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from taskback import HandlerNotSerializableError, ProcessPoolTaskBackend, TaskHandle, TaskRouter, TaskState
-from taskback.pools import process_lane, worker_lane
+from taskback.pools import process_lane, worker_lane, worker_process
+from taskback.pools.guardian_client import GuardianClient
 from tests.faults import LIMIT
 from tests.gates import Gate
 from tests.helpers import outcomes, process_backends
@@ -256,6 +257,22 @@ def test_a_cancel_between_taking_and_sending(begin, monkeypatch):
     assert not wait([chosen], LIMIT).not_done
     assert met.is_set()
     assert chosen.state is TaskState.CANCELLED
+
+
+def test_what_is_taken_back_of_a_worker_that_starts_is_not_its_hello(monkeypatch, tmp_path):
+    """Race: a task of a higher priority comes while a worker is being started, which has read nothing yet."""
+    start, met = GuardianClient.start_worker, threading.Event()
+
+    def late(self: GuardianClient, descriptors: Any) -> Any:
+        for worker in list(worker_process._workers):
+            assert worker.take_back() == []
+            met.set()
+        return start(self, descriptors)
+
+    monkeypatch.setattr(GuardianClient, "start_worker", late)
+    with process_backends(noting(tmp_path / "log"), 0.3) as make:
+        assert make().run_sync({"n": 1}, wait=LIMIT) != os.getpid()
+    assert met.is_set()
 
 
 def test_a_handler_that_cannot_travel_any_more_fails_what_was_queued(gate):

@@ -466,6 +466,8 @@ class WorkerProcess:
 
     def _taken_back(self) -> list[Any]:
         self.recalls += 1
+        if not self.out:  # what lies there is no call: its hello, without which it would never be ready
+            return []
         taken = [self.out.pop(message[1]) for _, message in self._waiting]
         self._waiting.clear()
         for packet in self._calls.take_back():
