@@ -275,6 +275,15 @@ def test_what_is_taken_back_of_a_worker_that_starts_is_not_its_hello(monkeypatch
     assert met.is_set()
 
 
+def test_figures_while_a_lane_comes_to_its_end(begin, monkeypatch):
+    """Race: a lane has a run when it is looked at, and none a moment later."""
+    noted = begin()
+    looks = iter([noted.holder._run, *[None] * 9])
+    monkeypatch.setattr(process_lane.ProcessLane, "run", property(lambda lane: next(looks)))
+
+    assert noted.backend.stats().accepted == 10 + 2 + BEHIND
+
+
 def test_a_handler_that_cannot_travel_any_more_fails_what_was_queued(gate):
     """Each task by itself, also where the lane takes it of its own accord; the lane goes on."""
     router, path = TaskRouter(), gate.path

@@ -679,8 +679,9 @@ class ManagedBackend(SubmittingBackend):
 
     def stats(self) -> BackendStats:
         for lane in self._lanes():
-            if lane.run is not None:
-                self.refresh(lane.run)
+            run = lane.run  # once: the lane may have another one, or none, at the next look
+            if run is not None:
+                self.refresh(run)
         figures, by_type = self._ledger.figures()
         workers = tuple(worker for lane in self._lanes() if (worker := self._worker_stats(lane)) is not None)
         return BackendStats(**figures, workers=workers, by_type=by_type, events_dropped=self._listeners.dropped)
