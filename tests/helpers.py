@@ -7,6 +7,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any, Final
 import psutil
 
 from taskback import ProcessPoolTaskBackend
+from tests.gates import PATIENCE
 
 ROOT: Final = Path(__file__).resolve().parent.parent  # of the checkout
 
@@ -56,6 +58,14 @@ def process_backends(usual: Callable[..., Any], grace: float) -> Iterator[Callab
     finally:
         for backend in made:
             backend.shutdown_sync(0)
+
+
+def until(what: Callable[[], object]) -> None:
+    """Wait for something that nobody tells."""
+    deadline = time.monotonic() + PATIENCE
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
 
 
 def outcomes(figures: Any) -> int:

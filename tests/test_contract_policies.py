@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import CancelledError, wait
@@ -28,7 +27,7 @@ from taskback import (
 from tests import handlers
 from tests.backends import flavour, on
 from tests.gates import PATIENCE, Gate
-from tests.helpers import outcomes
+from tests.helpers import outcomes, until
 
 SOON = Backoff(initial=0.01, jitter=0)
 LATER = Backoff(initial=60.0, jitter=0)
@@ -81,14 +80,6 @@ def log(entry: Any, tmp_path: Path) -> Log:
 def ended(*handles: TaskHandle) -> None:
     """Wait for them."""
     assert not wait(handles, PATIENCE).not_done, handles
-
-
-def until(what: Callable[[], object]) -> None:
-    """Wait for something that nobody tells."""
-    deadline = time.monotonic() + PATIENCE
-    while not what():
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
 
 
 # --- attempts ---

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError, wait
 from typing import Any
@@ -16,6 +15,7 @@ from taskback import BackendClosedError, QueueFullError, ShedError, TaskHandle, 
 from tests import handlers
 from tests.backends import flavour, in_loop, on
 from tests.gates import PATIENCE, Gate
+from tests.helpers import until
 
 Start = Callable[..., tuple[Any, TaskHandle]]
 
@@ -39,14 +39,6 @@ def start(entry: Any, make: Any, gate: Gate) -> Start:
 
 def echo(value: object) -> dict[str, Any]:
     return {"type": "t", "do": "echo", "value": value}
-
-
-def until(what: Callable[[], object]) -> None:
-    """Wait for something that nobody tells."""
-    deadline = time.monotonic() + PATIENCE
-    while not what():
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
 
 
 @on(returns_before_run=True)

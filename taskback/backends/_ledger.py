@@ -196,10 +196,8 @@ class Ledger:
     def _coalesce(self, run: Run, owner: Any, merged: "Merged | None") -> "TaskHandle | Joining[Run] | None":
         now = _clock.monotonic()
         joining = self.scheduler.joining(run.type, run.key, now) if merged is None else merged.joining
-        if joining is not None and joining.merge is not None and merged is None:
+        if joining is None or (joining.merge is not None and merged is None):
             return joining
-        if joining is None:
-            return None
         if not self.scheduler.join(joining, run.priority, run.ready_at, now):  # it has begun or changed meanwhile
             return self._coalesce(run, owner, None)
         waits = joining.item

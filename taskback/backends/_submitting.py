@@ -7,6 +7,7 @@ Holds: whatever fails before the run is accepted leaves nothing of it behind, it
 
 import asyncio
 import logging
+from abc import abstractmethod
 from typing import Any
 
 from taskback import _clock, _codec
@@ -41,17 +42,17 @@ class SubmittingBackend(TaskBackend):
     def _prepare(self, run: Run) -> None:
         """A run is about to be accepted on the submitter's thread."""
 
+    @abstractmethod
     def look_again(self) -> None:
         """Hand over what may start."""
-        raise NotImplementedError
 
+    @abstractmethod
     def ended(self, run: Run, outcome: Outcome) -> None:
         """The run is over."""
-        raise NotImplementedError
 
+    @abstractmethod
     def release(self, handle: TaskHandle) -> bool:
         """A handle is cancelled; True if its task will not complete for it."""
-        raise NotImplementedError
 
     def refresh(self, run: Run) -> None:
         """Find out whether a run that was handed over has begun, where nobody tells."""

@@ -18,6 +18,7 @@ from taskback.pools import _os, guardian_client, trees, worker_process
 from taskback.pools.guardian_client import GuardianClient
 from taskback.pools.lane import Lane
 from taskback.pools.process_lane import ProcessLane
+from taskback.pools.worker_lane import fullest
 
 KILLED_WITHIN: Final = 0.2  # seconds after the grace of a shutdown, from when on the guardian sees to it
 
@@ -135,9 +136,9 @@ class ProcessPoolTaskBackend(ManagedBackend):
         """What the lane is to do: of what another one was sent ahead, too, where nothing is queued."""
         run = super().next_run(lane)
         if run is None:
-            fullest = max(self._processes, key=_ahead, default=None)
-            if fullest is not None and fullest is not lane and fullest.ahead > 1:
-                fullest.give_back()
+            fuller = fullest(self._processes, lane)
+            if fuller is not None:
+                fuller.give_back()
         return run
 
     def _lane_freed(self, lane: Lane) -> bool:
@@ -220,7 +221,3 @@ class ProcessPoolTaskBackend(ManagedBackend):
         worker_process.disown_all()
         self._inherited.append((self._processes, self._guardian))
         super().forked()
-
-
-def _ahead(lane: ProcessLane) -> int:
-    return lane.ahead

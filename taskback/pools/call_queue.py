@@ -29,7 +29,7 @@ from taskback.pools.child.packets import Packet
 from taskback.pools.future import PoolFuture
 from taskback.pools.guardian_client import GuardianClient
 from taskback.pools.source import Message
-from taskback.pools.worker_lane import WorkerLane
+from taskback.pools.worker_lane import WorkerLane, fullest
 from taskback.pools.worker_process import Ending, InitializerError
 
 logger = logging.getLogger(__name__)
@@ -231,20 +231,15 @@ class CallQueue:
                 if lane in self._idle:
                     self._idle.remove(lane)
                 call = self._queue.popleft() if self._queue else None
-                fullest = None if asked or call is not None else self._fullest(lane)
-                if call is None and fullest is None:
+                fuller = None if asked or call is not None else fullest(self._lanes, lane)
+                if call is None and fuller is None:
                     self._idle.append(lane)
                     return None
-            if fullest is not None:
+            if fuller is not None:
                 asked = True  # once: what it has may all be answered, and not heard yet
-                fullest.give_back()
+                fuller.give_back()
             elif call is not None and call.begins():
                 return call
-
-    def _fullest(self, lane: WorkerLane) -> WorkerLane | None:
-        """The lane that has most that another one could do."""
-        found = max(self._lanes, key=_ahead, default=lane)
-        return found if found is not lane and found.ahead > 1 else None
 
     def take_ahead(self, most: int) -> "list[_Call]":
         with self._lock:
@@ -353,10 +348,6 @@ class CallQueue:
             self._guardian.close()
         elif stranded:  # it came while the lane was ending
             self._add_lane(self._queue[0])
-
-
-def _ahead(lane: WorkerLane) -> int:
-    return lane.ahead
 
 
 def _number(call: _Call) -> int:

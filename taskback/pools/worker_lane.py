@@ -18,7 +18,8 @@ its lock: the call is out before, and the lane serves it first; or send() gives 
 import logging
 import threading
 import traceback
-from typing import Any, Final
+from collections.abc import Iterable
+from typing import Any, Final, Protocol, TypeVar
 
 from taskback import _clock, _codec
 from taskback._errors import WorkerDiedError
@@ -373,6 +374,24 @@ class WorkerLane:
         while not self._source.is_over() and _clock.monotonic() < deadline:
             _os.wait_readable(self._bell.fileno(), deadline - _clock.monotonic())
             self._bell.silence()
+
+
+class HasAhead(Protocol):
+    """A lane, as far as it matters how many calls its worker has."""
+
+    @property
+    def ahead(self) -> int:
+        """How many calls its worker has."""
+        ...
+
+
+L = TypeVar("L", bound=HasAhead)
+
+
+def fullest(lanes: Iterable[L], asking: object) -> L | None:
+    """Of the other lanes the one that has most that the asking one could do; None if none has."""
+    found = max(lanes, key=lambda lane: lane.ahead, default=None)
+    return found if found is not None and found is not asking and found.ahead > 1 else None
 
 
 def as_told(error: BaseException, ending: Ending | None) -> BaseException:
