@@ -196,6 +196,9 @@ class SignalMarks:
         return True
 
 
+_NOT_AWAITABLE: Final = frozenset((type(None), bool, int, float, str, bytes, dict, list, tuple))  # seen at a glance
+
+
 class RunAsync(Protocol):
     """Runs a coroutine to its end in the calling thread, as `asyncio.Runner.run` does."""
 
@@ -312,17 +315,22 @@ class Call:
 
     def _invoke(self) -> Any:
         running_task.set(self.current)
+        if not self._functions:
+            return self._called()
         with restored(self._functions, self._context):
-            result = None
-            try:
-                result = self._handler(self._task)
-                if not inspect.isawaitable(result):
-                    return result
-                self._marks.leave()
-                return self._run_async(self._follow(result), context=contextvars.copy_context())
-            except BaseException:
-                _close_unbegun(result)
-                raise
+            return self._called()
+
+    def _called(self) -> Any:
+        result = None
+        try:
+            result = self._handler(self._task)
+            if type(result) in _NOT_AWAITABLE or not inspect.isawaitable(result):
+                return result
+            self._marks.leave()
+            return self._run_async(self._follow(result), context=contextvars.copy_context())
+        except BaseException:
+            _close_unbegun(result)
+            raise
 
     async def _follow(self, result: Awaitable[Any]) -> Any:
         """The async half of a handler, where interrupt() finds it."""

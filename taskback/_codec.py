@@ -15,6 +15,8 @@ import cloudpickle
 from taskback._errors import NotSerializableError, RemoteError, RemoteTraceback, TaskNotSerializableError
 
 PROTOCOL: Final = 5
+SMALL: Final = 4096  # bytes, which take no time
+_GLOBAL: Final = b"\x93"  # what a pickle has before each name; elsewhere too, perhaps, which does no harm
 MAX_DEPTH: Final = 8  # how deep the search for the culprit goes
 
 
@@ -38,6 +40,11 @@ def _dumps_by_value(value: Any) -> bytes:
 
 
 loads = pickle.loads
+
+
+def is_data(data: Any) -> bool:
+    """Whether bytes are small and name no class and no function, so that no user code runs while they are unpickled."""
+    return type(data) is bytes and len(data) < SMALL and _GLOBAL not in data
 
 
 def dumps_or_refuse(value: Any, name: str, refusal: type[NotSerializableError]) -> bytes:
@@ -76,6 +83,12 @@ class PackedMapping(Mapping[str, Any]):
 
 def dumps_task(task: Any) -> bytes:
     """Pickle a task for a process, or say which part of it cannot be."""
+    try:
+        data = pickle.dumps(task, PROTOCOL)
+        if b"main__" not in data:
+            return data
+    except Exception:  # the rest is not done in here, or an error of that would have this one as its context
+        data = b""
     return dumps_or_refuse(task, "task", TaskNotSerializableError)
 
 

@@ -6,6 +6,7 @@ Threads: any. Locks: _lock is a leaf; the registered functions are never called 
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from typing import Final
 
 from taskback._task import plain
 
@@ -14,6 +15,8 @@ Restore = Callable[[Mapping[str, str]], AbstractContextManager[object] | None]
 
 _lock = threading.Lock()
 _pairs: tuple[tuple[Capture, Restore], ...] = ()
+_restores: tuple[Restore, ...] = ()
+_NOTHING: Final[dict[str, str]] = {}  # shared by all tasks that nothing travels beside
 
 
 def add_context(capture: Capture, restore: Restore) -> Callable[[], None]:
@@ -35,28 +38,31 @@ def add_context(capture: Capture, restore: Restore) -> Callable[[], None]:
     if not all(map(callable, (capture, restore))):
         raise TypeError("add_context takes two callables: capture() and restore(context)")
     pair = (capture, restore)
-    global _pairs
     with _lock:
-        _pairs = (*_pairs, pair)
+        _register((*_pairs, pair))
 
     def remove() -> None:
-        global _pairs
         with _lock:
-            _pairs = tuple(other for other in _pairs if other is not pair)
+            _register(tuple(other for other in _pairs if other is not pair))
 
     return remove
 
 
+def _register(pairs: tuple[tuple[Capture, Restore], ...]) -> None:
+    global _pairs, _restores
+    _pairs, _restores = pairs, tuple(restore for _, restore in pairs)
+
+
 def restores() -> tuple[Restore, ...]:
-    """The restoring halves of what is registered now."""
-    return tuple(restore for _, restore in _pairs)
+    """The restoring halves of what is registered now; the same tuple until that changes."""
+    return _restores
 
 
 def captured(extra: Mapping[str, str] | None) -> dict[str, str]:
-    """What travels beside a task submitted here and now; `extra` (the submission's own) wins."""
-    found: dict[str, str] = {}
+    """What travels beside a task submitted here and now; `extra` (the submission's own) wins. Not to be changed."""
     if not _pairs and not extra:
-        return found
+        return _NOTHING
+    found: dict[str, str] = {}
     for capture, _ in _pairs:
         found.update(capture())
     if extra:

@@ -15,6 +15,17 @@ from typing import Final
 
 PATIENCE: Final = 5.0  # seconds that a fork waits; then it is made all the same
 
+pid = os.getpid()  # of this process, without a system call
+
+
+def _renumber() -> None:
+    global pid
+    pid = os.getpid()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renumber)
+
 _lock = threading.RLock()  # a worker's start may start its guardian
 _forking = False
 _in_child: list[Callable[[], object]] = []

@@ -7,7 +7,6 @@ Holds: a handle ends once. Whoever is woken by it finds the backend's figures al
 """
 
 import asyncio
-import os
 from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED, PENDING, RUNNING
@@ -15,11 +14,11 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, Protocol
 
-from taskback import _clock
+from taskback import _clock, _forks
 from taskback._call import Outcome
 from taskback._errors import ForeignHandleError, ShedError
 from taskback._future import OVER, LightFuture
-from taskback._keeper import call_in
+from taskback._mailbox import Mailbox, mailbox_of
 from taskback._run import Attempt, Run
 from taskback._state import TaskState
 from taskback._task import Progress, Task
@@ -54,9 +53,9 @@ class TaskHandle(LightFuture):
         super().__init__(states)
         self._run = run
         self._owner = owner
-        self._pid = os.getpid()
+        self._pid = _forks.pid
         self._let_go_ns: int | None = None  # when it let go of a run that goes on for others
-        self._loop_waiters: list[tuple[asyncio.AbstractEventLoop, Callable[[], object], object]] | None = None
+        self._loop_waiters: list[tuple[Mailbox, Callable[[], object], object]] | None = None
 
     @property
     def id(self) -> str:
@@ -180,7 +179,7 @@ class TaskHandle(LightFuture):
 
     def _look(self) -> None:
         run = self._run
-        if run.state is TaskState.QUEUED and run.lane is not None and self._pid == os.getpid():
+        if run.state is TaskState.QUEUED and run.lane is not None and self._pid == _forks.pid:
             self._owner.refresh(run)
 
     def cancel(self) -> bool:
@@ -243,7 +242,7 @@ class TaskHandle(LightFuture):
         return super().exception(timeout)
 
     def _refuse_foreign(self) -> None:
-        if self._pid != os.getpid() and self._state not in OVER:
+        if self._pid != _forks.pid and self._state not in OVER:
             raise ForeignHandleError(self.id, self._pid)
 
     def _refuse_to_block(self) -> None:
@@ -288,7 +287,8 @@ class TaskHandle(LightFuture):
 
     def __await__(self) -> Generator[Any, None, Any]:
         try:
-            yield from self._until_done(cancels=True).__await__()
+            if self._state not in OVER:
+                yield from self._until_done(cancels=True).__await__()
             if self._state == CANCELLED_AND_NOTIFIED:
                 raise asyncio.CancelledError(f"task {self.id} was cancelled") from self._exception
             return super().result(0)
@@ -314,11 +314,12 @@ class TaskHandle(LightFuture):
                 self.remove_done_callback(waiter)  # type: ignore[arg-type]  # the waiter is its own key
 
     def _wake_in_loop(self, loop: asyncio.AbstractEventLoop, wake: Callable[[], object], key: object) -> None:
+        mailbox = mailbox_of(loop)
         with self._states:
             if self._state not in OVER:
                 if self._loop_waiters is None:
                     self._loop_waiters = []
-                self._loop_waiters.append((loop, wake, key))
+                self._loop_waiters.append((mailbox, wake, key))
                 return
         loop.call_soon(wake)
 
@@ -334,23 +335,24 @@ class TaskHandle(LightFuture):
             if self._state == RUNNING:
                 self._state = PENDING
 
-    def _settle(self, outcome: Outcome) -> None:
-        """End the handle, without its callbacks. Under the ledger's lock."""
+    def _settle(self, outcome: Outcome) -> bool:
+        """End the handle, without its callbacks; True if it has some, or is awaited. Under the ledger's lock."""
         if outcome.state is TaskState.CANCELLED:
             # From the first moment on as `concurrent.futures.wait` knows a cancelled future that is over.
             shed = outcome.error if isinstance(outcome.error, ShedError) else None
             self._end(None, shed, CANCELLED_AND_NOTIFIED)
         else:
             self._end(outcome.value, outcome.error)
+        return self._loop_waiters is not None or self._callbacks is not None
 
     def _wake_loops(self) -> None:
         """Wake the loops that await the handle. After `_settle`, outside of any lock; runs no user code."""
         waiters, self._loop_waiters = self._loop_waiters, None
-        for loop, wake, _ in waiters or ():
-            call_in(loop, wake)  # if it has closed, nobody waits there any more
+        for mailbox, wake, _ in waiters or ():
+            mailbox.post(wake)
 
     def __repr__(self) -> str:
-        foreign = f" of process {self._pid}" if self._pid != os.getpid() else ""
+        foreign = f" of process {self._pid}" if self._pid != _forks.pid else ""
         return f"<TaskHandle {self.id} type={self.type!r} {self.state.value}{foreign}>"
 
 

@@ -30,13 +30,13 @@ class Options:
     context: Mapping[str, str] | None = None
 
 
-_DEFAULT: Final = Options()
+NO_OPTIONS: Final = Options()
 
 
 def read_options(backend: str, promises: Promises, given: Mapping[str, Any]) -> Options:
     """Check the options of a submission against their own rules and against what the backend keeps."""
     if not given:
-        return _DEFAULT
+        return NO_OPTIONS
     unknown = sorted(set(given) - set(_NAMES))
     if unknown:
         raise TypeError(f"unknown option {unknown[0]!r}; a submission takes {', '.join(_NAMES)}")

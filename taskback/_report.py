@@ -3,7 +3,7 @@
 The file goes without the `annotations` future: `typing.get_type_hints` must resolve these classes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -133,7 +133,10 @@ class ShutdownReport:
 
 
 class Tally:
-    """Counts that move with the tasks: one for the backend, one a type. Held by the ledger's lock."""
+    """Counts that move with the tasks of one type. Held by the ledger's lock.
+
+    What is accepted and in no other state is queued, so that a task which comes costs one count.
+    """
 
     __slots__ = ("accepted", "counts", "joined")
 
@@ -141,11 +144,29 @@ class Tally:
         self.accepted = 0
         self.joined = 0
         self.counts = dict.fromkeys(TaskState, 0)
+        del self.counts[TaskState.QUEUED]
+
+    def move(self, before: TaskState, after: TaskState) -> None:
+        """A task has changed its state."""
+        if before is not TaskState.QUEUED:
+            self.counts[before] -= 1
+        if after is not TaskState.QUEUED:
+            self.counts[after] += 1
 
     def figures(self) -> dict[str, int]:
         """The fields of `TypeStats`, by name."""
         return {
             "accepted": self.accepted,
             "joined": self.joined,
+            "queued": self.accepted - sum(self.counts.values()),
             **{state.value: count for state, count in self.counts.items()},
         }
+
+
+def total(tallies: Iterable[Tally]) -> dict[str, int]:
+    """The fields of `TypeStats` over several types."""
+    found = Tally().figures()
+    for tally in tallies:
+        for name, count in tally.figures().items():
+            found[name] += count
+    return found

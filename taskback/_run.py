@@ -7,7 +7,7 @@ import asyncio
 import contextvars
 from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from taskback import _clock, _codec
 from taskback._call import Outcome
@@ -58,9 +58,10 @@ class Run:
         "false_starts",
         "finished_ns",
         "gave_up",
-        "handles",
+        "handle",
         "home_loop",
         "id",
+        "joined",
         "key",
         "killed",
         "lane",
@@ -75,10 +76,12 @@ class Run:
         "queued_ns",
         "ready_at",
         "sequence",
+        "since",
         "started_ns",
         "state",
         "stop",
         "struck",
+        "tally",
         "timeout",
         "told",
         "tried",
@@ -137,7 +140,10 @@ class Run:
         self.started_ns: int | None = None
         self.moved_ns = 0  # when it began, or reported last
         self.finished_ns: int | None = None
-        self.handles: list[Any] = []
+        self.handle: Any = None  # of whoever submitted it first, as long as it is in flight
+        self.joined: list[Any] | None = None  # those of others
+        self.tally: Any = None  # the figures of its type
+        self.since = 0.0  # when it was accepted, on the monotonic clock
         self._announced_ns = 0
 
     def task(self) -> Task:
@@ -147,6 +153,12 @@ class Run:
         assert self.data is not None
         task: Task = _codec.loads(self.data)
         return task
+
+    @property
+    def handles(self) -> list[Any]:
+        """All handles on it, while it is in flight."""
+        first = [] if self.handle is None else [self.handle]
+        return first if self.joined is None else first + self.joined
 
     @property
     def attempts(self) -> tuple[Attempt, ...]:
@@ -190,3 +202,12 @@ class Run:
             return False
         self._announced_ns = now_ns
         return True
+
+
+class End(NamedTuple):
+    """That a run is over, or its attempt, and what came of it."""
+
+    run: Run
+    outcome: Outcome
+    pid: int | None = None  # where its handler was called
+    started_ns: int | None = None  # and when, on the monotonic clock, where nobody has told yet

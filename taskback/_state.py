@@ -5,7 +5,14 @@ from typing import Final
 
 
 class TaskState(enum.Enum):
-    """Where a task is. The last six are final."""
+    """Where a task is.
+
+    Attributes:
+        final (bool): Whether the task is over: True for the last six, which a task never leaves.
+    """
+
+    final: bool
+    _value_: str
 
     QUEUED = "queued"  # waits for a worker
     RUNNING = "running"  # its handler has been called
@@ -19,17 +26,9 @@ class TaskState(enum.Enum):
     # A member is hashed some twenty times a task, and the one of Enum is written in Python.
     __hash__ = object.__hash__
 
-    @property
-    def final(self) -> bool:
-        """Whether the task is over.
+    def __init__(self, value: str) -> None:
+        self.final = value not in ("queued", "running")
 
-        Returns:
-            bool: True for the six states that a task never leaves.
-        """
-        return self not in _OPEN
-
-
-_OPEN: Final = frozenset({TaskState.QUEUED, TaskState.RUNNING})
 
 TASK_MOVES: Final = {
     TaskState.QUEUED: {

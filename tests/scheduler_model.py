@@ -13,7 +13,7 @@ from taskback.scheduler.explaining import Cause
 from taskback.scheduler.rules import Rules
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class FakeTask:
     """What the scheduler needs to know of a task."""
 
@@ -23,6 +23,7 @@ class FakeTask:
     ready_at: float = 0.0
     key: Hashable = None
     fair_value: Hashable = None
+    since: float = 0.0
 
     @property
     def id(self) -> str:

@@ -17,6 +17,7 @@ from taskback._context import add_context, captured, restored, restores
 def _nothing_stays(monkeypatch):
     """Whatever a test registers is taken out again."""
     monkeypatch.setattr(_context, "_pairs", ())
+    monkeypatch.setattr(_context, "_restores", ())
 
 
 def no_restore(context: Mapping[str, str]) -> None:

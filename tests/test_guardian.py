@@ -181,7 +181,7 @@ def test_a_signal_at_any_moment_harms_nothing_but_its_call(bench):
         worker.interrupt(number, firmly=True)
         packet = reply(worker)
         assert packet.id == number
-        assert worker.answered(number) == number
+        assert worker.answered([number]) == [number]
         if packet.kind == packets.ERROR:
             assert isinstance(error_of(packet), TaskCancelled)
             interrupted += 1
@@ -398,7 +398,7 @@ def test_a_retired_worker_takes_nothing(bench):
     send(worker, 1, pow, 2, 5)
     assert not worker.retire()
     assert reply(worker).id == 1
-    assert worker.answered(1) == 1
+    assert worker.answered([1]) == [1]
 
     assert worker.retire()
 

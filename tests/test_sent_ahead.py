@@ -7,18 +7,19 @@ import signal
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import wait
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from taskback import HandlerNotSerializableError, ProcessPoolTaskBackend, TaskHandle, TaskRouter, TaskState
+from taskback._state import BackendState
 from taskback.pools import process_lane, worker_lane, worker_process
 from taskback.pools.guardian_client import GuardianClient
 from tests.faults import LIMIT
 from tests.gates import Gate
-from tests.helpers import outcomes, process_backends
+from tests.helpers import outcomes, process_backends, until
 
 BEHIND = 40  # tasks that wait behind the one that holds the worker
 
@@ -226,9 +227,11 @@ def test_a_shutdown_cancels_what_was_sent_ahead(begin):
 def test_a_drain_ends_what_was_sent_ahead(begin):
     """It is in flight like any other."""
     noted = begin()
-    noted.gate.open()
-
-    report = noted.backend.shutdown_sync(LIMIT)
+    with ThreadPoolExecutor(1) as other:
+        closing = other.submit(noted.backend.shutdown_sync, LIMIT)
+        until(lambda: noted.backend._state is BackendState.DRAINING)
+        noted.gate.open()
+        report = closing.result(LIMIT)
 
     assert set(report.succeeded) >= set(noted.behind)
     assert noted.order() == ["holder", *map(str, range(BEHIND))]

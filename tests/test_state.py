@@ -8,6 +8,7 @@ import pytest
 
 from taskback import BackendState, SyncTaskBackend, TaskState
 from taskback._events import Listeners
+from taskback._report import Tally
 from taskback._run import Run
 from taskback._state import BACKEND_MOVES, TASK_MOVES
 from taskback.backends._ledger import Ledger
@@ -22,6 +23,7 @@ def test_a_run_moves_as_the_table_says(old, new):
     ledger = Ledger(Listeners("test"), 0)
     run = Run("id", "type", {}, None, context={}, priority=0, ready_at=0.0, timeout=None)
     run.state = old
+    run.tally = Tally()
 
     if new in TASK_MOVES[old]:
         ledger._move(run, new)

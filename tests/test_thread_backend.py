@@ -110,14 +110,14 @@ def test_a_thread_that_was_given_up_is_replaced_and_ends_with_its_call(backend, 
 def test_force_between_the_end_of_a_run_and_its_lanes_being_idle(backend, holds, monkeypatch):
     """Race: (1) of thread_lane. The keeper saw the run in flight; when it acts, the run has ended: no lane is lost."""
     ended, go_on = threading.Event(), threading.Event()
-    real_idle = backend.idle
+    real_next = backend.next_after
 
-    def idle_late(lane: Any, run: Any) -> None:
+    def next_late(lane: Any, run: Any) -> Any:
         ended.set()
         go_on.wait(PATIENCE)
-        real_idle(lane, run)
+        return real_next(lane, run)
 
-    monkeypatch.setattr(backend, "idle", idle_late)
+    monkeypatch.setattr(backend, "next_after", next_late)
     handle = holds.begin(backend)
     lane = backend._threads[0]
     holds.gates[0].set()
@@ -197,7 +197,7 @@ def test_no_more_than_some_threads_are_replaced(backend, holds):
 
 def test_the_exception_for_one_task_never_reaches_the_next(caplog, switching):
     """Struck at any moment, the end of its handler too, a task leaves nothing on its way to the thread."""
-    steps = itertools.cycle([1, 10, 100, 300, 1_000, 10_000])
+    steps = itertools.cycle([1, 10, 100, 300, 1_000, 10_000, sys.maxsize])  # the last one is struck for certain
 
     def handler(task: dict[str, Any]) -> Any:
         for _ in range(task.get("steps", 0)):
@@ -220,7 +220,7 @@ def test_the_exception_for_one_task_never_reaches_the_next(caplog, switching):
         assert thread is not None
         assert thread.is_alive()
     assert stats.cancelled + stats.succeeded == 2_001
-    assert stats.cancelled > 0, "no task was struck"
+    assert stats.cancelled >= 1_000 // 7, "no task was struck"
     assert caplog.records == []
 
 
@@ -257,16 +257,17 @@ def test_a_thread_that_cannot_be_started_fails_its_task_alone(backend, monkeypat
 
 def test_what_a_lane_says_of_itself_does_not_end_its_thread(backend, monkeypatch, caplog):
     """An error of ours between two tasks costs neither the thread nor the next task."""
-    real_idle: Callable[..., None] = backend.idle
+    real_next: Callable[..., Any] = backend.next_after
     said = threading.Event()
 
-    def fail_once(lane: Any, run: Any) -> None:
-        real_idle(lane, run)
+    def fail_once(lane: Any, run: Any) -> Any:
+        following = real_next(lane, run)
         if not said.is_set():
             said.set()
             raise OSError("odd")
+        return following
 
-    monkeypatch.setattr(backend, "idle", fail_once)
+    monkeypatch.setattr(backend, "next_after", fail_once)
 
     assert echo(backend, 1) == 1
     assert said.wait(PATIENCE)

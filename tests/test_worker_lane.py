@@ -96,7 +96,7 @@ class Scheduler:
     def take_ahead(self, most: int) -> list[Task]:
         return []
 
-    def sent(self, lane: WorkerLane, item: Task) -> None: ...
+    def sent(self, lane: WorkerLane, items: list[Task]) -> None: ...
 
     def withdraw(self, lane: WorkerLane) -> None:
         with self._lock:
@@ -113,9 +113,10 @@ class Scheduler:
         )
         return Message(packets.TASK, item.number, request.pack(), (1, self._handler), item.seconds, self._grace)
 
-    def finished(self, lane: WorkerLane, item: Task, packet: Packet) -> None:
-        item.outcome = calls.unpack_reply(packet.data).outcome()
-        item.ended.set()
+    def finished(self, lane: WorkerLane, replies: list[tuple[Task, Packet]]) -> None:
+        for item, packet in replies:
+            item.outcome = calls.read_reply(packet.kind, packet.data, lane.any_pid or 0).outcome()
+            item.ended.set()
 
     def progressed(self, lane: WorkerLane, item: Task, progress: bytes | None) -> None:
         assert progress is not None
@@ -184,6 +185,7 @@ async def spin_async(path: str) -> None:
 def scheduler() -> Iterator[Scheduler]:
     """Closed whatever the test does."""
     scheduler = Scheduler(handler, grace=0.4)
+    scheduler.run({"do": "echo"})  # its worker has imported the handler, which limits of a test need not allow for
     yield scheduler
     scheduler.close()
 

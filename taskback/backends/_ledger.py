@@ -19,9 +19,9 @@ from taskback._call import Outcome
 from taskback._errors import QueueFullError, TaskTimeoutError, UnknownTaskError, WorkerDiedError
 from taskback._events import Listeners, TaskFinished, TaskProgress, TaskQueued, TaskRetrying, TaskStarted
 from taskback._handle import TaskHandle
-from taskback._report import Tally, TypeStats
+from taskback._report import Tally, TypeStats, total
 from taskback._router import NO_POLICY
-from taskback._run import NOTHING_TOLD, Run, Told
+from taskback._run import NOTHING_TOLD, End, Run, Told
 from taskback._state import TASK_MOVES, TaskState
 from taskback._task import ANNOUNCE_EVERY_NS, Progress, Task
 from taskback.backends._ticket import Ticket
@@ -53,7 +53,6 @@ class Ledger:
         self.on_end: Callable[[Run, list[TaskHandle]], None] | None = None  # called under the lock
         self._keep_ended = keep_ended
         self._ended: OrderedDict[str, TaskHandle] = OrderedDict()
-        self._total = Tally()
         self._by_type: dict[str, Tally] = {}
         self._sequence = 0
         self._trouble = Trouble()
@@ -72,9 +71,10 @@ class Ledger:
         handle = TaskHandle(run, owner, self._states)
         if run.state is TaskState.RUNNING:
             handle._mark_running()
-        run.handles.append(handle)
-        for tally in self._tallies(run):
-            tally.joined += 1
+        if run.joined is None:
+            run.joined = []
+        run.joined.append(handle)
+        run.tally.joined += 1
         return handle
 
     def admit(
@@ -92,28 +92,34 @@ class Ledger:
         with self.lock:
             if not self.open:
                 return None
-            joined: TaskHandle | Joining[Run] | None = self._join(run.id, owner)
+            joined: TaskHandle | Joining[Run] | None = self._join(run.id, owner) if run.id in self.runs else None
             if joined is None and queue and run.key is not None and run.policy.coalesce is not None:
                 joined = self._coalesce(run, owner, merged)
             if joined is not None:
                 return joined
             if ticket is not None and not self._has_room(ticket):
                 return ticket
-            handle = TaskHandle(run, owner, self._states)
-            run.handles.append(handle)
-            self._sequence += 1
-            run.sequence = self._sequence
-            self.runs[run.id] = run
-            for tally in self._tallies(run):
-                tally.accepted += 1
-                tally.counts[TaskState.QUEUED] += 1
+            handle = self._take_in(run, owner)
             if queue:
                 self.scheduler.add(run, run.policy, _clock.monotonic())
                 if ticket is not None:
                     self._enter(ticket)
-            if self.listeners.listening:
-                self.listeners.emit(TaskQueued, **facts_of(run))
             return handle
+
+    def _take_in(self, run: Run, owner: Any) -> TaskHandle:
+        """A run is accepted. The lock is held."""
+        handle = run.handle = TaskHandle(run, owner, self._states)
+        run.sequence = self._sequence = self._sequence + 1
+        self.runs[run.id] = run
+        tally = run.tally = self._by_type.get(run.type or "") or self._new_tally(run)
+        tally.accepted += 1
+        if self.listeners.listening:
+            self.listeners.emit(TaskQueued, **facts_of(run))
+        return handle
+
+    def _new_tally(self, run: Run) -> Tally:
+        tally = self._by_type[run.type or ""] = Tally()
+        return tally
 
     # --- room in the queue, where it has limits ---
 
@@ -172,8 +178,19 @@ class Ledger:
             self._leave(run)
         return run
 
-    def next_ahead(self, now: float) -> Run | None:
-        """Take out the same if it may wait in a worker that is still busy: no limit and no rule has a say in it."""
+    def ahead(self, most: int, now: float) -> list[Run]:
+        """Take out those that may wait in a worker that is still busy: no limit and no rule has a say in them."""
+        runs = self.scheduler.next_plain(most) if self.pressure is None else []
+        for at, run in enumerate(runs):
+            if run.policy is not NO_POLICY or run.timeout is not None or run.stop is not None:
+                for other in runs[at:]:
+                    self.scheduler.put_back(other)
+                del runs[at:]
+        while len(runs) < most and (one := self._next_ahead(now)) is not None:
+            runs.append(one)
+        return runs
+
+    def _next_ahead(self, now: float) -> Run | None:
         run = self._first(now)
         if run is None:
             return None
@@ -223,16 +240,8 @@ class Ledger:
     def _move(self, run: Run, state: TaskState, by: TaskState | None = None) -> None:
         """Change a run's state; it may have been in another one meanwhile, of which nobody was told."""
         assert state in TASK_MOVES[by or run.state], (run.state, by, state)
-        for tally in self._tallies(run):
-            tally.counts[run.state] -= 1
-            tally.counts[state] += 1
+        run.tally.move(run.state, state)
         run.state = state
-
-    def _tallies(self, run: Run) -> tuple[Tally, Tally]:
-        name = run.type or ""
-        if name not in self._by_type:
-            self._by_type[name] = Tally()
-        return self._total, self._by_type[name]
 
     def _start(self, run: Run, pid: int | None, started_ns: int) -> None:
         self._move(run, TaskState.RUNNING)
@@ -256,6 +265,15 @@ class Ledger:
             self._start(run, pid, started_ns)
             return True
 
+    def start_here(self, run: Run, call: Any) -> bool:
+        """The handler is about to be called in this process; False if it must not be any more."""
+        with self.lock:
+            if run.state is not TaskState.QUEUED or run.stop is not None:
+                return False
+            run.call = call
+            self._start(run, run.lane.pid, _clock.monotonic_ns())
+            return True
+
     def refresh(self, run: Run) -> None:
         """Find out whether a run that was handed over has begun, where nobody tells."""
         lane = run.lane
@@ -277,23 +295,32 @@ class Ledger:
     def end(
         self, run: Run, outcome: Outcome, pid: int | None = None, started_ns: int | None = None
     ) -> "list[TaskHandle] | Verdict | None":
-        """End a run and its handles; gives those, or None if it had ended before.
+        """End a run and its handles; gives those that have somebody to tell, or None if it had ended before.
 
         Where it may be tried again it goes back to the scheduler, and the verdict says when it is.
         """
-        told = _told(outcome.error)  # an error's text is user code
+        return self.end_all([End(run, outcome, pid, started_ns)])[0]
+
+    def end_all(self, ends: "list[End]") -> "list[list[TaskHandle] | Verdict | None]":
+        """The same for several, in one step."""
+        told = [_told(end.outcome.error) for end in ends]  # an error's text is user code
         with self.lock:
-            if outcome.own and run.stop is None and not run.state.final and self.schedules:
-                verdict = self._judged(run, outcome, told, pid, started_ns)
-                if verdict.again is not None:
-                    return verdict
-                outcome, told = _with_verdict(outcome, told, verdict)
-            handles = self._end(run, outcome, told, pid, started_ns)
-            empty = handles is not None and not self.runs and bool(self.on_empty)
-        if empty:
+            ended = [self._end_or_again(*end, words) for end, words in zip(ends, told, strict=True)]
+            empty = not self.runs and bool(self.on_empty)
+        if empty and any(isinstance(one, list) for one in ended):
             for function in list(self.on_empty):
                 function()
-        return handles
+        return ended
+
+    def _end_or_again(
+        self, run: Run, outcome: Outcome, pid: int | None, started_ns: int | None, told: Told
+    ) -> "list[TaskHandle] | Verdict | None":
+        if outcome.own and run.stop is None and not run.state.final and self.schedules:
+            verdict = self._judged(run, outcome, told, pid, started_ns)
+            if verdict.again is not None:
+                return verdict
+            outcome, told = _with_verdict(outcome, told, verdict)
+        return self._end(run, outcome, told, pid, started_ns)
 
     def _judged(self, run: Run, outcome: Outcome, told: Told, pid: int | None, started_ns: int | None) -> Verdict:
         """Ask whether the run is to be tried again, and if so, have it wait for that."""
@@ -341,10 +368,11 @@ class Ledger:
             else:
                 self._has_begun(run, pid, started_ns)
         run.finished_ns = max(_clock.monotonic_ns(), run.started_ns or run.queued_ns)
-        verdict = _verdict(run, outcome, told)
-        if verdict.error is not outcome.error:
-            told = _told_of_ours(verdict.error, told)
-        outcome = verdict
+        if run.stop is not None:
+            verdict = _verdict(run, outcome, told)
+            if verdict.error is not outcome.error:
+                told = _told_of_ours(verdict.error, told)
+            outcome = verdict
         self._move(run, outcome.state, TaskState.RUNNING if looked_up else run.state)
         run.told = told
         run.outcome = outcome
@@ -360,10 +388,11 @@ class Ledger:
             self.scheduler.abandoned(run)
         else:
             self.scheduler.ended(run)
-        handles, run.handles = run.handles, []
-        for handle in handles:
-            handle._settle(outcome)
-        self._keep(run, handles)
+        handles = [run.handle] if run.joined is None else run.handles
+        run.handle = run.joined = None
+        to_tell = [handle for handle in handles if handle._settle(outcome)]
+        if self._keep_ended:
+            self._keep(run, handles)
         if self.on_end is not None:
             self.on_end(run, handles)
         if self.listeners.listening:
@@ -375,22 +404,24 @@ class Ledger:
                 error_text=told[1],
                 **facts_of(run),
             )
-        return handles
+        return to_tell
 
     def _keep(self, run: Run, handles: list[TaskHandle]) -> None:
-        if self._keep_ended and handles:
-            self._ended[run.id] = handles[0]
-            self._ended.move_to_end(run.id)
-            while len(self._ended) > self._keep_ended:
-                self._ended.popitem(last=False)
+        self._ended[run.id] = handles[0]
+        self._ended.move_to_end(run.id)
+        while len(self._ended) > self._keep_ended:
+            self._ended.popitem(last=False)
 
     def let_go(self, handle: TaskHandle) -> bool:
         """A handle lets go of a run that others hold too; False if it is the last one that does."""
         with self.lock:
             run = handle._run
-            if handle not in run.handles or len(run.handles) == 1:
+            handles = run.handles
+            if handle not in handles or len(handles) == 1:
                 return False
-            run.handles.remove(handle)
+            handles.remove(handle)
+            run.handle, *others = handles
+            run.joined = others or None
             handle._let_go_ns = _clock.monotonic_ns()
             handle._settle(Outcome(TaskState.CANCELLED))
             return True
@@ -410,8 +441,8 @@ class Ledger:
         """The figures over all types, and a type."""
         with self.lock:
             waiting = {type or "": each for type, each in self.scheduler.figures(_clock.monotonic()).items()}
-            total = {**self._total.figures(), **_waiting(list(waiting.values()))}
-            return total, {
+            all_types = {**total(self._by_type.values()), **_waiting(list(waiting.values()))}
+            return all_types, {
                 name: TypeStats(**tally.figures(), **_waiting([waiting[name]] if name in waiting else []))
                 for name, tally in self._by_type.items()
             }

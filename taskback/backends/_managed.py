@@ -38,7 +38,7 @@ from taskback._keeper import LoopThread, call_in, join
 from taskback._options import checked_count
 from taskback._report import BackendStats, ShutdownReport, WorkerStats
 from taskback._router import NO_POLICY, TaskRouter
-from taskback._run import Run
+from taskback._run import End, Run
 from taskback._state import BACKEND_MOVES, BackendState, TaskState
 from taskback._task import CurrentTask, Progress
 from taskback.backends._alarm import Alarm
@@ -142,6 +142,9 @@ class ManagedBackend(SubmittingBackend):
     def _has_lane(self) -> bool:
         """Whether a run could be handed over now. Under the ledger's lock."""
         return bool(self._idle)
+
+    def _somebody_is_free(self) -> bool:
+        return self._has_lane()
 
     def _take_lane(self, run: Run) -> Lane:
         """The lane that a run is handed to. Under the ledger's lock."""
@@ -293,6 +296,31 @@ class ManagedBackend(SubmittingBackend):
         lane.took(run)
         return run
 
+    def next_after(self, lane: Lane, run: Run) -> Run | None:
+        """What the lane is to do after this run; None makes it idle, or ends it."""
+        with self._ledger.lock:
+            given_up = self._leave(lane, run)
+            freed = self._lane_freed(lane)
+            following = None
+            if freed and self._state in MAY_START:
+                following = self._ledger.next(_clock.monotonic())
+            if following is not None:
+                following.lane = lane
+                lane.took(following)
+            elif freed and lane not in self._idle:
+                self._idle.append(lane)
+        if given_up or not freed:
+            self.look_again()
+        return following
+
+    def _leave(self, lane: Lane, run: Run) -> bool:
+        """The lane is done with a run; whether its thread had been given up with it. Under the ledger's lock."""
+        lane.left(run)
+        given_up = run.gave_up is lane
+        if given_up:  # it has ended after all, which frees its key
+            self._ledger.scheduler.ended(run)
+        return given_up
+
     def next_run(self, lane: Lane) -> Run | None:
         """What the lane is to do, whose worker is free; None makes it idle."""
         with self._ledger.lock:
@@ -306,15 +334,13 @@ class ManagedBackend(SubmittingBackend):
 
     def more_runs(self, lane: Lane, most: int) -> list[Run]:
         """What it may do after that, as anybody may: the next ones, up to the first that a limit or rule constrains."""
-        runs: list[Run] = []
         with self._ledger.lock:
             if self._state not in MAY_START or not len(self._ledger.scheduler):
-                return runs
-            now = _clock.monotonic()
-            while len(runs) < most and (run := self._ledger.next_ahead(now)) is not None:
+                return []
+            runs = self._ledger.ahead(most, _clock.monotonic())
+            for run in runs:
                 run.lane = lane
                 lane.took(run)
-                runs.append(run)
         return runs
 
     def _hand_over(self, run: Run) -> None:
@@ -339,13 +365,10 @@ class ManagedBackend(SubmittingBackend):
 
     def may_start(self, run: Run, call: Call | AsyncCall) -> bool:
         """The handler is about to be called in this process; False if it must not be any more."""
-        with self._ledger.lock:
-            if run.state is not TaskState.QUEUED or run.stop is not None:
-                return False
-            run.call = call
-            pid = run.lane.pid
-        self._ledger.start(run, pid, _clock.monotonic_ns())
-        self._set_limit(run)
+        if not self._ledger.start_here(run, call):
+            return False
+        if run.timeout is not None or run.policy is not NO_POLICY:
+            self._set_limit(run)
         return True
 
     def has_started(self, run: Run, pid: int | None, started_ns: int) -> bool:
@@ -383,28 +406,40 @@ class ManagedBackend(SubmittingBackend):
 
     def ended(self, run: Run, outcome: Outcome, *, pid: int | None = None, started_ns: int | None = None) -> None:
         """The run is over, or is to be tried again; the first to say so wins."""
-        ended = self._ledger.end(run, outcome, pid, started_ns)
-        if isinstance(ended, Verdict):
-            log_attempt(run, outcome, ended)
+        self.ended_all([End(run, outcome, pid, started_ns)])
+
+    def ended_all(self, ends: list[End]) -> None:
+        """The same of several, in one step."""
+        handles: list[TaskHandle] = []
+        frees = False
+        for end, ended in zip(ends, self._ledger.end_all(ends), strict=True):
+            run = end.run
+            if ended is None:
+                continue
+            if isinstance(ended, Verdict):
+                log_attempt(run, end.outcome, ended)
+                frees = True
+                continue
+            run.variables = None
+            if end.outcome.state is not TaskState.SUCCEEDED or run.stop is not None:
+                log_end(run)
+            if run.troubled is not None:
+                logger.warning("of the last 20 tasks of type %r %d have ended badly", run.type, run.troubled)
+            run.outcome = None  # an error's traceback leads to the run; from here on the handles alone have it
+            handles += ended
+            policy = run.policy
+            if policy is not NO_POLICY and (run.key is not None or policy.max_running is not None or policy.reserved):
+                frees = True  # what waited for that may start, on another lane too
+        if handles:
+            self._announce(handles)
+        if frees:
             self.look_again()
-            return
-        if ended is None:
-            return
-        run.variables = None
-        log_end(run)
-        if run.troubled is not None:
-            logger.warning("of the last 20 tasks of type %r %d have ended badly", run.type, run.troubled)
-        run.outcome = None  # an error's traceback leads to the run; from here on the handles alone have it
-        self._announce(ended)
-        policy = run.policy
-        if policy is not NO_POLICY and (run.key is not None or policy.max_running is not None or policy.reserved):
-            self.look_again()  # what waited for that may start, on another lane too
 
     def _announce(self, handles: list[TaskHandle]) -> None:
         """Wake those who wait, and call the callbacks: here, unless this is the keeper's thread, which has duties."""
         for handle in handles:
             handle._wake_loops()
-        with_callbacks = [handle for handle in handles if handle._done_callbacks]
+        with_callbacks = [handle for handle in handles if handle._callbacks]
         if not with_callbacks:
             return
         if not self.keeper.here() or not self._callbacks.post(self._call_back, with_callbacks):
@@ -454,9 +489,7 @@ class ManagedBackend(SubmittingBackend):
         """The lane is ready, or has finished `run`, and can take another one."""
         with self._ledger.lock:
             if run is not None:
-                lane.left(run)
-                if run.gave_up is lane:  # its thread has ended after all, which frees its key
-                    self._ledger.scheduler.ended(run)
+                self._leave(lane, run)
             if lane.run is None and self._lane_freed(lane) and lane not in self._idle:
                 self._idle.append(lane)
         self.look_again()

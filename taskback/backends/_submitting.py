@@ -16,7 +16,7 @@ from taskback._call import Outcome
 from taskback._context import captured
 from taskback._errors import BackendClosedError, NoHandlerError, QueueFullError, ShedError
 from taskback._handle import TaskHandle
-from taskback._options import UNSET, Options, read_options
+from taskback._options import NO_OPTIONS, UNSET, Options, read_options
 from taskback._router import NO_POLICY, Policy, TaskRouter
 from taskback._run import Run
 from taskback._state import BackendState, TaskState
@@ -41,6 +41,10 @@ class SubmittingBackend(TaskBackend):
 
     def _prepare(self, run: Run) -> None:
         """A run is about to be accepted on the submitter's thread."""
+
+    @abstractmethod
+    def _somebody_is_free(self) -> bool:
+        """Whether a lane is idle, or there might be more of them. Takes no lock."""
 
     @abstractmethod
     def look_again(self) -> None:
@@ -88,12 +92,14 @@ class SubmittingBackend(TaskBackend):
         if not isinstance(task, dict):
             raise TypeError(f"a task is a dict, not a {type(task).__name__}")
         task_type = checked_type(task)
-        options = read_options(self._name, self.promises, given)
-        self._be_open(task_type)
+        options = read_options(self._name, self.promises, given) if given else NO_OPTIONS
+        if self._state is not BackendState.RUNNING:
+            self._be_open(task_type)
         policy = self._policy(task_type)
-        joined = None if options.id is None else self._ledger.join(options.id, self)
-        if joined is not None:
-            return joined
+        if options.id is not None:
+            joined = self._ledger.join(options.id, self)
+            if joined is not None:
+                return joined
         run = self._make_run(task, task_type, options, policy)
         limited = queue and self._ledger.pressure is not None and self._executor is not None
         return self._admit(run, task, queue, Ticket(run, task, self._name) if limited else None)
@@ -151,13 +157,12 @@ class SubmittingBackend(TaskBackend):
         if timeout is UNSET:
             timeout = self._timeout if policy.timeout is None else policy.timeout
         assert timeout is None or isinstance(timeout, float)
-        task = dict(task)
-        data = _codec.dumps_task(task) if self.crosses else None
+        if type(task) is not dict or not self.crosses:
+            task = dict(task)
         run = Run(
             options.id or _clock.new_task_id(),
             task_type,
-            None if self.crosses else task,
-            data,
+            *((None, _codec.dumps_task(task)) if self.crosses else (task, None)),
             context=captured(options.context),
             priority=policy.priority if options.priority is None else options.priority,
             ready_at=options.ready_at,
@@ -172,5 +177,6 @@ class SubmittingBackend(TaskBackend):
     def _accepted(self, run: Run, queue: bool) -> None:
         if self._executor is None:
             self.ended(run, Outcome(TaskState.FAILED, error=NoHandlerError(self._name, run.type)))
-        elif queue:
+        elif queue and (run.policy is not NO_POLICY or run.ready_at or self._somebody_is_free()):
+            # Race: a lane becomes idle just now. It has looked for a run after this one was queued, and found it.
             self.look_again()

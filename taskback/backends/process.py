@@ -129,8 +129,18 @@ class ProcessPoolTaskBackend(ManagedBackend):
 
     def _accepted(self, run: Run, queue: bool) -> None:
         for lane in self._processes:
-            lane.give_back(run.priority)
+            if lane.lowest < run.priority:
+                lane.give_back(run.priority)
         super()._accepted(run, queue)
+
+    def _somebody_is_free(self) -> bool:
+        if not self._idle:
+            for lane in self._processes:
+                if lane.dormant:
+                    break
+            else:
+                return False
+        return True
 
     def next_run(self, lane: Lane) -> Run | None:
         """What the lane is to do: of what another one was sent ahead, too, where nothing is queued."""

@@ -15,7 +15,7 @@ from taskback import TaskState
 from taskback.cli.complaints import CommandError
 from taskback.cli.source import Source
 
-FINAL_STATES: Final = frozenset(state.value for state in TaskState if state.final)
+FINAL_STATES: Final[frozenset[str]] = frozenset(state.value for state in TaskState if state.final)
 RESULT_START: Final = b'{"id": '  # how every result line begins
 _BLOCK: Final = 4096  # lines whose fingerprints lie together
 

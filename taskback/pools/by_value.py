@@ -10,10 +10,18 @@ import itertools
 import pickle
 import threading
 import weakref
+from functools import partial
 from types import FunctionType
-from typing import Any
+from typing import Any, Final
 
 from taskback import _codec
+
+
+class Unchanging(partial[Any]):
+    """A partial of ours, which nobody changes, so that it is pickled once, as a function is."""
+
+
+_ONCE: Final = (FunctionType, Unchanging)
 
 
 class Packer:
@@ -22,25 +30,25 @@ class Packer:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._numbers = itertools.count(1)
-        self._packed: weakref.WeakKeyDictionary[FunctionType, tuple[int, bytes]] = weakref.WeakKeyDictionary()
+        self._packed: weakref.WeakKeyDictionary[Any, tuple[int, bytes]] = weakref.WeakKeyDictionary()
 
     def pack(self, function: Any, arguments: Any, keywords: Any) -> "tuple[bytes, tuple[int, bytes] | None]":
         """A call as bytes, and the numbered function that they refer to, if they do; raises what pickling raises."""
-        if type(function) is FunctionType and (known := self._packed.get(function)) is not None:
+        if type(function) in _ONCE and (known := self._packed.get(function)) is not None:
             return _codec.dumps((known[0], arguments, keywords)), known
         try:
             data = pickle.dumps((function, arguments, keywords), _codec.PROTOCOL)
             if b"__main__" not in data and b"__mp_main__" not in data:
                 return data, None
         except Exception:  # it may be the arguments: cloudpickle says
-            if type(function) is not FunctionType:
+            if type(function) not in _ONCE:
                 return _codec.dumps((function, arguments, keywords)), None
-        if type(function) is not FunctionType:
+        if type(function) not in _ONCE:
             return _codec.dumps((function, arguments, keywords)), None
         numbered = self._by_value(function)
         return _codec.dumps((numbered[0], arguments, keywords)), numbered
 
-    def _by_value(self, function: FunctionType) -> "tuple[int, bytes]":
+    def _by_value(self, function: Any) -> "tuple[int, bytes]":
         found = self._packed.get(function)
         if found is None:
             data = _codec.dumps(function)

@@ -246,7 +246,7 @@ class CallQueue:
             taken = [self._queue.popleft() for _ in range(min(most, len(self._queue)))]
         return [call for call in taken if call.begins()]
 
-    def sent(self, lane: WorkerLane, item: _Call) -> None:
+    def sent(self, lane: WorkerLane, items: "list[_Call]") -> None:
         """A plain call cannot be stopped by its caller any more."""
 
     def withdraw(self, lane: WorkerLane) -> None:
@@ -279,7 +279,11 @@ class CallQueue:
     def begun(self, lane: WorkerLane, item: _Call) -> None:
         """A plain call asks for no such news."""
 
-    def finished(self, lane: WorkerLane, item: _Call, packet: Packet) -> None:
+    def finished(self, lane: WorkerLane, replies: "list[tuple[_Call, Packet]]") -> None:
+        for item, packet in replies:
+            self._finished(lane, item, packet)
+
+    def _finished(self, lane: WorkerLane, item: _Call, packet: Packet) -> None:
         failed, value = rebuilt(packet)
         if self._why_killed and isinstance(value, TaskCancelled):
             value = WorkerDiedError(lane.pid, None, why=self._why_killed)

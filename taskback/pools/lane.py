@@ -8,7 +8,7 @@ from typing import Protocol
 
 from taskback._call import AsyncCall, Call, Outcome
 from taskback._keeper import LoopThread
-from taskback._run import Run
+from taskback._run import End, Run
 from taskback._task import Progress
 
 
@@ -126,6 +126,10 @@ class LaneOwner(Protocol):
         """The run is over; the first to say so wins."""
         ...
 
+    def ended_all(self, ends: list[End]) -> None:
+        """The same of several, in one step."""
+        ...
+
     def abandoned(self, run: Run) -> None:
         """The run's thread is given up; the run ends ABANDONED."""
         ...
@@ -140,6 +144,10 @@ class LaneOwner(Protocol):
 
     def idle(self, lane: Lane, run: Run | None) -> None:
         """The lane is ready, or has finished `run`, and can take another one."""
+        ...
+
+    def next_after(self, lane: Lane, run: Run) -> Run | None:
+        """What the lane is to do after this run; None makes it idle, or ends it."""
         ...
 
     def next_run(self, lane: Lane) -> Run | None:

@@ -32,7 +32,7 @@ from taskback import _clock, _codec
 from taskback._call import Outcome
 from taskback._errors import WorkerDiedError
 from taskback._keeper import join
-from taskback._run import Run
+from taskback._run import End, Run
 from taskback._state import TaskState
 from taskback.pools import trees
 from taskback.pools.child import calls, packets, status_page
@@ -68,7 +68,7 @@ class ProcessLane:
         self._guardian = guardian
         self._lane: WorkerLane | None = None
         self._numbers = itertools.count(1)
-        self._lowest = math.inf  # nothing that it has and can give back is of a lower priority
+        self.lowest = math.inf  # nothing that it has and can give back is of a lower priority
         self._closing = False
 
     # --- for the backend ---
@@ -81,7 +81,7 @@ class ProcessLane:
 
     def took(self, run: Run) -> None:
         """It is about to be sent."""
-        self._lowest = min(self._lowest, run.priority)
+        self.lowest = min(self.lowest, run.priority)
 
     def left(self, run: Run) -> None:
         """Its worker knows what it has."""
@@ -139,8 +139,8 @@ class ProcessLane:
     def give_back(self, priority: float = math.inf) -> None:
         """Take back what was sent ahead, if something of a lower priority than this one is among it. Any thread."""
         lane = self._lane
-        if lane is not None and self._lowest < priority:
-            self._lowest = math.inf  # first: what is taken from now on was the first in the queue
+        if lane is not None and self.lowest < priority:
+            self.lowest = math.inf  # first: what is taken from now on was the first in the queue
             lane.give_back()
 
     def interrupt(self, run: Run, firmly: bool) -> None:
@@ -208,16 +208,17 @@ class ProcessLane:
         return _HELLO
 
     def take(self, lane: WorkerLane) -> Run | None:
-        self._lowest = math.inf  # it has nothing
+        self.lowest = math.inf  # it has nothing
         return self._owner.next_run(self)
 
     def take_ahead(self, most: int) -> list[Run]:
         return self._owner.more_runs(self, most)
 
-    def sent(self, lane: WorkerLane, run: Run) -> None:
-        if run.stop is not None:
-            self.interrupt(run, firmly=False)
-        self._owner.handed_over(run)
+    def sent(self, lane: WorkerLane, runs: list[Run]) -> None:
+        for run in runs:
+            if run.stop is not None:
+                self.interrupt(run, firmly=False)
+            self._owner.handed_over(run)
 
     def withdraw(self, lane: WorkerLane) -> None:
         if lane is self._lane:
@@ -232,6 +233,10 @@ class ProcessLane:
         key, handler = self._owner.handler_bytes()
         assert run.data is not None
         number = run.number = next(self._numbers)
+        function = None if handler is None else (key[1], handler)
+        brief = run.attempt == 1 and run.timeout is None and not run.context and run.id.isascii()
+        if brief and not self._owner.listened_to:
+            return Message(packets.BRIEF, number, calls.brief(key[1], run.id, run.data), function)
         request = calls.Request(
             number,
             run.id,
@@ -244,7 +249,6 @@ class ProcessLane:
             None,
             self._owner.listened_to,
         )
-        function = None if handler is None else (key[1], handler)
         return Message(packets.TASK, number, request.pack(), function, run.timeout, self._owner.grace)
 
     def begun(self, lane: WorkerLane, run: Run) -> None:
@@ -261,21 +265,37 @@ class ProcessLane:
             ran = 0.0 if found is None else (_clock.monotonic_ns() - found[1]) / 1e9
             self._owner.keep_limit(run, max(0.0, run.timeout - ran))
 
-    def finished(self, lane: WorkerLane, run: Run, packet: Packet) -> None:
+    def finished(self, lane: WorkerLane, replies: list[tuple[Run, Packet]]) -> None:
+        """Results that need no user code to be rebuilt end together, the others one by one, for they may take long."""
+        ends: list[End] = []
+        for run, packet in replies:
+            if packet.kind == packets.VALUE and _codec.is_data(packet.data):
+                started_ns, data = calls.unpack_value(packet.data)
+                ends.append(End(run, Outcome(TaskState.SUCCEEDED, _codec.loads(data)), lane.any_pid, started_ns))
+                continue
+            if ends:
+                self._owner.ended_all(ends)
+                ends = []
+            self._owner.ended_all([self._end(lane, run, packet)])
+        if ends:
+            self._owner.ended_all(ends)
+
+    def _end(self, lane: WorkerLane, run: Run, packet: Packet) -> End:
+        """What came of a run, rebuilt by user code."""
         try:
             if packet.problem:
                 raise OSError(f"the handler has returned, but {packet.problem}")
             with self._owner.user_code("rebuilding the result", run.id):
-                reply = calls.unpack_reply(packet.data)
+                reply = calls.read_reply(packet.kind, packet.data, lane.any_pid or 0)
                 outcome = reply.outcome()
             if reply.progress is not None:
                 self._owner.progressed(run, calls.unpack_progress(reply.progress))
-            self._owner.ended(run, outcome, pid=reply.pid, started_ns=reply.started_ns)
+            return End(run, outcome, reply.pid, reply.started_ns)
         except BaseException as error:
             # As text, and without its frames, which would keep this lane for as long as somebody has the error.
             text = _codec.traceback_text(error)
             logger.error("%s failed on the reply of task %s\n%s", self.name, run.id, text)
-            self._owner.ended(run, Outcome(TaskState.FAILED, error=_codec.frameless(error)))
+            return End(run, Outcome(TaskState.FAILED, error=_codec.frameless(error)))
 
     def progressed(self, lane: WorkerLane, run: Run, progress: bytes | None) -> None:
         if progress is not None:

@@ -52,8 +52,8 @@ class Source(Protocol):
         """More items for a lane that has one; of those that anybody may do next, and that have no time limit."""
         ...
 
-    def sent(self, lane: "WorkerLane", item: Any) -> None:
-        """The lane has sent an item that it took."""
+    def sent(self, lane: "WorkerLane", items: "list[Any]") -> None:
+        """The lane has sent items that it took."""
         ...
 
     def withdraw(self, lane: "WorkerLane") -> None:
@@ -72,8 +72,8 @@ class Source(Protocol):
         """The item's handler is about to be called; told if it asked for that."""
         ...
 
-    def finished(self, lane: "WorkerLane", item: Any, packet: Packet) -> None:
-        """The item has its reply; rebuilding what is in it is user code. What this raises fails the lane."""
+    def finished(self, lane: "WorkerLane", replies: "list[tuple[Any, Packet]]") -> None:
+        """Items have their replies; rebuilding what is in them is user code. What this raises fails the lane."""
         ...
 
     def progressed(self, lane: "WorkerLane", item: Any, progress: bytes | None) -> None:

@@ -11,10 +11,10 @@ what it was stopped for.
 """
 
 import logging
-import os
 from concurrent.futures import Executor
 from queue import SimpleQueue
 
+from taskback import _forks
 from taskback._call import Outcome
 from taskback._keeper import join
 from taskback._run import Run
@@ -39,12 +39,12 @@ class LaneInThread(OneRun):
     @property
     def pid(self) -> int | None:
         """This process."""
-        return os.getpid()
+        return _forks.pid
 
     def started(self, run: Run) -> None:
         """The begin of each run is told."""
 
-    def perform(self, run: Run) -> None:
+    def call(self, run: Run) -> None:
         """Call the handler, here and now."""
         owner = self._owner
         try:
@@ -56,7 +56,6 @@ class LaneInThread(OneRun):
         except BaseException as error:  # ours, for the call itself raises nothing
             logger.error("a lane failed on task %s", run.id, exc_info=True)
             owner.ended(run, Outcome(TaskState.FAILED, error=error))
-        owner.idle(self, run)
 
     def stack(self, run: Run) -> str:
         """Where its thread is."""
@@ -91,8 +90,12 @@ class ThreadLane(LaneInThread):
 
     def send(self, run: Run) -> bool:
         """Have the pool call the handler."""
-        self._pool.submit(self.perform, run)
+        self._pool.submit(self._perform, run)
         return True
+
+    def _perform(self, run: Run) -> None:
+        self.call(run)
+        self._owner.idle(self, run)
 
 
 class OwnThreadLane(LaneInThread):
@@ -121,6 +124,16 @@ class OwnThreadLane(LaneInThread):
             self.thread = thread  # only now: what could not be started must not be joined
         self._sent.put((self, run))
         return True
+
+    def perform(self, run: Run) -> None:
+        """Call the handler, and those of what comes next, as long as there is something."""
+        following: Run | None = run
+        while following is not None:
+            run = following
+            self.call(run)
+            following = self._owner.next_after(self, run)
+            if following is not None:
+                self._owner.handed_over(following)
 
     def close(self) -> None:
         """Let the thread end after what it was sent."""

@@ -36,7 +36,6 @@ logger = logging.getLogger(__name__)
 MOST_AHEAD: Final = 64  # calls that a worker may have
 AHEAD: Final = 0.001  # seconds of work that it may have
 PATIENCE: Final = 0.002  # seconds without a reply, until what it has not read is taken back
-REPLIES: Final = frozenset((packets.RESULT, packets.ERROR, packets.DONE))
 
 
 class WorkerLane:
@@ -100,15 +99,15 @@ class WorkerLane:
 
     # --- on any thread ---
 
-    def send(self, item: Any, recalls: int | None = None) -> bool:
-        """Have the worker do it; False if it takes nothing just now, or calls were taken back since `recalls`."""
+    def send(self, item: Any) -> bool:
+        """Have the worker do it; False if it takes nothing just now."""
         worker = self._worker
         if worker is None:
             return False
-        message = self._source.message(item)
-        if message.seconds is not None:
-            worker.limit(message.call, message.seconds, message.grace)
-        return worker.send(message.kind, message.call, message.data, item, message.function, recalls)
+        kind, call, data, function, seconds, grace = self._source.message(item)
+        if seconds is not None:
+            worker.limit(call, seconds, grace)
+        return worker.send(kind, call, data, item, function)
 
     def interrupt(self, call: int, firmly: bool) -> None:
         """Tell a call to stop, without waiting; one that is not read goes back, and nothing happens if it is over."""
@@ -224,20 +223,31 @@ class WorkerLane:
         # Race: somebody takes back what was sent ahead, while we have more in hand. That goes back as well.
         recalls = worker.recalls
         items = self._source.take_ahead(self._room(worker))
-        for number, item in enumerate(items, 1):
-            if not self._hand_over(item, recalls):
-                self._source.put_back(items[number:])
-                return
+        calls = []
+        for item in items:
+            try:
+                message = self._source.message(item)
+            except Exception as error:
+                self._source.failed(self, item, error)
+            else:
+                calls.append((item, message[:4]))
+        if not calls:
+            return
+        taken = [item for item, _ in calls]
+        if worker.send_all(calls, recalls):
+            self._source.sent(self, taken)
+        else:
+            self._source.put_back(taken)
 
-    def _hand_over(self, item: Any, recalls: int | None = None) -> bool:
-        """Send it; False if it went back, for the worker takes nothing any more, or nothing ahead."""
+    def _hand_over(self, item: Any) -> bool:
+        """Send it; False if it went back, for the worker takes nothing any more."""
         try:
-            sent = self.send(item, recalls)
+            sent = self.send(item)
         except Exception as error:
             self._source.failed(self, item, error)
             return True
         if sent:
-            self._source.sent(self, item)
+            self._source.sent(self, [item])
         else:
             self._source.put_back([item])
         return sent
@@ -272,20 +282,9 @@ class WorkerLane:
 
     def _hear_all(self, worker: WorkerProcess) -> int:
         """Hear what the worker has said, and how many replies; their calls share the time that they took."""
-        replies = 0
         began = max(self._heard, worker.busy_since)
-        for _ in range(MOST_AHEAD):
-            packet = worker.receive()
-            if packet is None:
-                break
-            if packet.kind == packets.PROGRESS:
-                self._progressed(worker, packet)
-            elif packet.kind == packets.BEGUN:
-                self._begun(worker, packet)
-            elif self._settle(worker, packet):
-                replies += 1
-            if not worker.out:
-                break
+        heard = worker.hear(MOST_AHEAD)
+        replies = self._take_in(worker, heard) if heard else 0
         if replies:
             self._heard = _clock.monotonic()
             self._estimate = 0.5 * self._estimate + 0.5 * (self._heard - began) / replies
@@ -309,19 +308,44 @@ class WorkerLane:
         if item is not None:
             self._source.begun(self, item)
 
-    def _settle(self, worker: WorkerProcess, packet: Packet) -> bool:
-        """Hand a reply on; False if it is none of ours."""
-        item = worker.answered(packet.id) if packet.kind in REPLIES else None
-        if item is None:
-            logger.warning("worker pid=%d sent what nobody waits for: kind=%d id=%d", worker.pid, *packet[:2])
-            return False
-        self._answered += 1
-        try:
-            self._source.finished(self, item, packet)
-        except BaseException as error:
-            self._source.failed(self, item, error)
-            raise
-        return True
+    def _take_in(self, worker: WorkerProcess, heard: list[Packet]) -> int:
+        """Hand on what the worker has said, in order; how many replies there were."""
+        replies = 0
+        bunch: list[Packet] = []
+        for packet in heard:
+            if packet.kind in packets.REPLIES:
+                bunch.append(packet)
+                continue
+            replies += self._settle(worker, bunch)
+            bunch = []
+            if packet.kind == packets.PROGRESS:
+                self._progressed(worker, packet)
+            elif packet.kind == packets.BEGUN:
+                self._begun(worker, packet)
+            else:
+                self._not_awaited(worker, packet)
+        return replies + self._settle(worker, bunch)
+
+    def _not_awaited(self, worker: WorkerProcess, packet: Packet) -> None:
+        logger.warning("worker pid=%d sent what nobody waits for: kind=%d id=%d", worker.pid, *packet[:2])
+
+    def _settle(self, worker: WorkerProcess, bunch: list[Packet]) -> int:
+        """Hand replies on; how many of them are ours."""
+        replies: list[tuple[Any, Packet]] = []
+        for item, packet in zip(worker.answered([packet.id for packet in bunch]), bunch, strict=True):
+            if item is None:
+                self._not_awaited(worker, packet)
+            else:
+                replies.append((item, packet))
+        if replies:
+            self._answered += len(replies)
+            try:
+                self._source.finished(self, replies)
+            except BaseException as error:
+                for item, _ in replies:
+                    self._source.failed(self, item, error)
+                raise
+        return len(replies)
 
     def _bury(self, worker: WorkerProcess, failure: BaseException | None) -> Ending:
         """End the worker, and settle what it had."""
@@ -333,8 +357,8 @@ class WorkerLane:
         worker.await_end()
         self._tell_struck(worker)
         while (packet := worker.receive()) is not None:
-            if packet.kind in REPLIES:
-                self._settle(worker, packet)
+            if packet.kind in packets.REPLIES:
+                self._settle(worker, [packet])
         back = worker.take_back() + worker.not_begun()
         ending = worker.ending()
         self._worker = None

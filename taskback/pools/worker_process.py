@@ -60,6 +60,9 @@ class InitializerError(WorkerStartError):
     """What a worker was to do before its first call has failed there; `__cause__` is the error."""
 
 
+_ToSend = tuple[int, int, bytes, "tuple[int, bytes] | None"]  # kind, call, data, function: see `WorkerProcess.send`
+
+
 @dataclass(frozen=True, slots=True)
 class Ending:
     """How a worker ended.
@@ -117,7 +120,7 @@ class WorkerProcess:
         self.busy_since = 0.0  # when it was last sent something, having had nothing
         self._known: dict[int, None] = {}  # the functions that it keeps, the oldest first
         self._bring: dict[int, int] = {}  # calls that bring it a function, and that function's number
-        self._waiting: deque[tuple[float, tuple[int, int, bytes, tuple[int, bytes] | None]]] = deque()  # for room
+        self._waiting: deque[tuple[float, _ToSend]] = deque()  # for room
         self._no_room = NoRoomError()
         self._retired = False
         self._closed = False
@@ -224,14 +227,19 @@ class WorkerProcess:
             function (tuple[int, bytes] | None): What the call refers to by number; sent once.
             recalls (int | None): Of a call that is sent ahead: nothing is sent if calls were taken back since then.
         """
+        return self.send_all([(item, (kind, call, data, function))], recalls)
+
+    def send_all(self, calls: "list[tuple[Any, _ToSend]]", recalls: int | None = None) -> bool:
+        """The same for several, each as its item and what `send` takes beside that: all of them, or none."""
         with self._lock:
             if self._retired or not (recalls is None or recalls == self.recalls):
                 return False
             if not self.out:
                 self.busy_since = monotonic()
-            self.out[call] = item
-            if self._waiting or not self._sent(kind, call, data, function):
-                self._waiting.append((_clock.monotonic() + NO_ROOM_LIMIT, (kind, call, data, function)))
+            for item, message in calls:
+                self.out[message[1]] = item
+                if self._waiting or not self._sent(*message):
+                    self._waiting.append((_clock.monotonic() + NO_ROOM_LIMIT, message))
         if self._waiting or self._calls.unsent:
             self._bell.ring()
         return True
@@ -448,13 +456,27 @@ class WorkerProcess:
         with suppress(KeyError):
             self._poll.unregister(self._replies.fileno())
 
-    def answered(self, call: int) -> Any:
-        """A call has its reply: what stands for it here; None if it is not out."""
+    def hear(self, most: int) -> list[Packet]:
+        """What it says, as long as it says something: at most so many, and no reply that cannot be there."""
+        heard: list[Packet] = []
+        awaited = len(self.out)
+        while len(heard) < most and (packet := self.receive()) is not None:
+            heard.append(packet)
+            if packet.kind in packets.REPLIES:
+                awaited -= 1
+                if not awaited:
+                    break
+        return heard
+
+    def answered(self, calls: list[int]) -> list[Any]:
+        """Calls have their replies: what stands for them here; None for those that are not out."""
         with self._lock:
-            number = self._bring.pop(call, None) if self._bring else None
-            if number is not None:
-                self._known[number] = None
-            return self.out.pop(call, None)
+            if self._bring:
+                for call in calls:
+                    number = self._bring.pop(call, None)
+                    if number is not None:
+                        self._known[number] = None
+            return [self.out.pop(call, None) for call in calls]
 
     def take_back(self) -> list[Any]:
         """The calls that it has not read, and will not see now. On any thread.

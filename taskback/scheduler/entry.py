@@ -20,8 +20,10 @@ class Item(Protocol):
     """What the scheduler needs to know of a task.
 
     `sequence` is unlike any other's and grows in order of submission. `ready_at` is on the monotonic clock. `key` and
-    `fair_value` are None for a task that has none.
+    `fair_value` are None for a task that has none. `since` is the scheduler's own: when it came, on the same clock.
     """
+
+    since: float
 
     @property
     def id(self) -> str: ...

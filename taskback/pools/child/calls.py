@@ -9,6 +9,7 @@ import asyncio
 import contextvars
 import os
 import pickle
+import struct
 import sys
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
@@ -18,7 +19,12 @@ from taskback._call import Call, Handler, Outcome, SignalMarks, close_struck
 from taskback._context import Restore
 from taskback._errors import ProgressNotSerializableError, ResultNotSerializableError, TaskCancelled
 from taskback._state import TaskState
-from taskback._task import CurrentTask, Progress
+from taskback._task import CurrentTask, Progress, checked_type
+from taskback.pools.child import packets
+
+_STARTED: Final = struct.Struct("<Q")
+_BRIEF: Final = struct.Struct("<QB")  # the handler's number, and how long the id is
+_NO_CONTEXT: Final[dict[str, str]] = {}
 
 MAX_PROGRESS_BYTES: Final = 8192
 MAX_HANDLERS: Final = 8  # kept a process: a pool that several backends share has one for each
@@ -36,7 +42,7 @@ class Request(NamedTuple):
     attempt: int
     timeout: float | None
     context: dict[str, str]
-    task: bytes
+    task: Any  # bytes
     handler_key: tuple[str, int]
     handler: bytes | None
     tells: bool = False  # whether the process is to say when the handler is about to be called
@@ -94,6 +100,14 @@ class Reply(NamedTuple):
             return Outcome(TaskState.FAILED, error=refusal)
 
 
+def read_reply(kind: int, data: Any, pid: int) -> Reply:
+    """The reply that a packet of the worker of that number holds."""
+    if kind != packets.VALUE:
+        return unpack_reply(data)
+    started_ns, value = unpack_value(data)
+    return Reply(TaskState.SUCCEEDED, value, pid, started_ns, None)
+
+
 def unpack_reply(data: bytes) -> Reply:
     """The reply that `data` holds."""
     state, value, pid, started_ns, progress = pickle.loads(data)
@@ -141,8 +155,53 @@ def perform(
     Returns:
         bytes: A packed `Reply`.
     """
-    request = Request(*pickle.loads(data))
     pid = os.getpid()
+    done = carry_out(Request(*pickle.loads(data)), begin, announce, marks, load or _load)
+    _leave_if_forked(pid)
+    return Reply(done.state, done.value, pid, done.started_ns, done.progress).pack()
+
+
+class Done(NamedTuple):
+    """What came of a call, and when it began; see `Reply`."""
+
+    state: TaskState
+    value: Any
+    started_ns: int
+    progress: PackedProgress | None
+
+    def pack(self, pid: int) -> tuple[int, bytes]:
+        """As the kind and the bytes of a packet."""
+        if self.state is TaskState.SUCCEEDED and self.progress is None:
+            return packets.VALUE, b"%b%b" % (_STARTED.pack(self.started_ns), self.value)
+        return packets.DONE, Reply(self.state, self.value, pid, self.started_ns, self.progress).pack()
+
+
+def unpack_value(data: Any) -> tuple[int, Any]:
+    """Of a VALUE: when the call began, and the pickled result."""
+    return _STARTED.unpack_from(data)[0], memoryview(data)[_STARTED.size :]
+
+
+def brief(function: int, id: str, task: bytes) -> bytes:
+    """A request whose handler a worker keeps, first attempt, without limit, context and listeners. An ASCII id."""
+    return b"%b%b%b" % (_BRIEF.pack(function, len(id)), id.encode("ascii"), task)
+
+
+def unpack_brief(number: int, data: Any) -> Request:
+    """The same as a request; its type is the task's."""
+    function, length = _BRIEF.unpack_from(data)
+    end = _BRIEF.size + length
+    id = str(data[_BRIEF.size : end], "ascii")
+    return Request(number, id, None, 1, None, _NO_CONTEXT, memoryview(data)[end:], ("", function), None)
+
+
+def carry_out(
+    request: Request,
+    begin: Callable[[Request, Call], bool],
+    announce: Callable[[int, Progress], None] | None,
+    marks: SignalMarks | None,
+    load: Callable[[Request], "tuple[Handler, tuple[Restore, ...]]"],
+) -> Done:
+    """Run a call; see `perform`."""
     started_ns = _clock.monotonic_ns()
     current = CurrentTask(
         request.id,
@@ -152,10 +211,12 @@ def perform(
         None if announce is None else lambda progress: announce(request.number, progress),
     )
     try:
-        handler, functions = (load or _load)(request)
+        handler, functions = load(request)
+        task = _codec.loads(request.task)
+        current.type = checked_type(task)
         call = Call(
             handler,
-            _codec.loads(request.task),
+            task,
             current,
             functions,
             request.context,
@@ -170,8 +231,7 @@ def perform(
             state, value = _packed(call.run())
         else:
             state, value = TaskState.CANCELLED, _codec.pack_error(TaskCancelled("cancelled before it began"))
-    _leave_if_forked(pid)
-    return Reply(state, value, pid, started_ns, _last_progress(current)).pack()
+    return Done(state, value, started_ns, _last_progress(current))
 
 
 def _last_progress(current: CurrentTask) -> PackedProgress | None:

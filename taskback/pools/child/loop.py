@@ -149,8 +149,10 @@ class Worker:
         else:
             if packet.kind & packets.WITH_FUNCTION:
                 request = self._functions.keep(request)
-            if asked == packets.TASK:
-                kind, data = packets.DONE, self._task(packet.id, request)
+            if asked == packets.BRIEF:
+                kind, data = self._task(calls.unpack_brief(packet.id, request))
+            elif asked == packets.TASK:
+                kind, data = self._task(calls.Request(*pickle.loads(request)))
             else:
                 kind, data = self._call(packet.id, request)
         self._page.leave()
@@ -171,15 +173,13 @@ class Worker:
         del call
         return packed_reply(kind, value)
 
-    def _task(self, number: int, request: Any) -> bytes:
+    def _task(self, request: calls.Request) -> tuple[int, bytes]:
         self._announced_ns = 0
-        return calls.perform(
-            request,
-            self._begin,
-            lambda _, progress: self._announce(number, progress),
-            SignalMarks(),
-            lambda request: self._functions.kept(request.handler_key[1]),
-        )
+        done = calls.carry_out(request, self._begin, self._announce, SignalMarks(), self._load)
+        return done.pack(self._pid)
+
+    def _load(self, request: calls.Request) -> Any:
+        return self._functions.kept(request.handler_key[1])
 
     def _begin(self, request: calls.Request, call: Interruptible) -> bool:
         if self._page_asks(request.number, call):

@@ -45,7 +45,8 @@ HELLO: Final = 1  # what it is to do before its first call
 CALL: Final = 2  # call a function
 TASK: Final = 3  # call a backend's handler with a task
 BYE: Final = 4  # end, once this is read
-WITH_FUNCTION: Final = 8  # added to CALL and TASK: it brings a function, which is to be kept
+BRIEF: Final = 5  # a TASK of which there is little to say; see `calls.brief`
+WITH_FUNCTION: Final = 8  # added to CALL, TASK and BRIEF: it brings a function, which is to be kept
 # From the worker
 READY: Final = 16  # HELLO is done
 UNFIT: Final = 17  # HELLO failed; bytes: the packed error
@@ -54,9 +55,12 @@ ERROR: Final = 19  # bytes: the packed error
 DONE: Final = 20  # of a TASK; bytes: the packed reply
 PROGRESS: Final = 21  # the status page has news of the call's progress
 BEGUN: Final = 22  # of a TASK that asked for it: its handler is about to be called
+VALUE: Final = 23  # of a TASK that went well and reported nothing; bytes: when it began, and the pickled result
 
-TO_WORKER: Final = (HELLO, CALL, TASK, CALL | WITH_FUNCTION, TASK | WITH_FUNCTION, BYE)
-KINDS: Final = frozenset((*TO_WORKER, READY, UNFIT, RESULT, ERROR, DONE, PROGRESS, BEGUN))
+_BRINGING: Final = (CALL | WITH_FUNCTION, TASK | WITH_FUNCTION, BRIEF | WITH_FUNCTION)
+TO_WORKER: Final = (HELLO, CALL, TASK, BRIEF, *_BRINGING, BYE)
+REPLIES: Final = frozenset((RESULT, ERROR, DONE, VALUE))
+KINDS: Final = frozenset((*TO_WORKER, *REPLIES, READY, UNFIT, PROGRESS, BEGUN))
 
 
 class Packet(NamedTuple):
@@ -105,7 +109,7 @@ class Socket:
             if len(data) > INLINE:
                 self._send_beside(kind, id, data, wait)
             else:
-                self._socket.sendmsg((_pack(kind, id), data), (), 0 if wait else _NOW)
+                self._socket.send(b"".join((_pack(kind, id), data)), 0 if wait else _NOW)
         except OSError as error:
             if error.errno in _NO_ROOM:
                 raise NoRoomError(error.errno, error.strerror) from error
