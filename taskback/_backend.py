@@ -11,6 +11,7 @@ Holds: importing starts nothing; the exit hook is registered when the first back
 import asyncio
 import atexit
 import inspect
+import itertools
 import logging
 import multiprocessing.process
 import multiprocessing.util
@@ -19,7 +20,7 @@ import signal
 import threading
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
@@ -29,6 +30,7 @@ from taskback._call import Handler
 from taskback._errors import UnknownTaskError, UnsupportedOptionError
 from taskback._handle import TaskHandle
 from taskback._keeper import LoopThread
+from taskback._mapped import Mapped
 from taskback._promises import Promises
 from taskback._report import BackendStats
 from taskback._task import Task
@@ -145,6 +147,77 @@ class TaskBackend(ABC):
         finally:
             del submitted  # an error's traceback holds this frame, and the handle the error
 
+    async def submit_many(self, tasks: Iterable[Task], **options: Any) -> list[Any]:
+        """Hand over several tasks at once, which costs less than one after the other.
+
+        All are checked, and pickled where they are to be, before any of them is accepted.
+
+        Args:
+            tasks (Iterable[dict[str, Any]]): What to do.
+            **options (Any): As for `submit`, for each of them; `id` makes no sense here.
+
+        Returns:
+            list[TaskHandle]: In the order of the tasks.
+
+        Raises:
+            ValueError: `id` is given.
+            Exception: As `submit` does; nothing was accepted. Where the queue has limits (`max_queued`) they are
+                submitted one by one, and those that came before one which is refused stay accepted.
+        """
+        _refuse_id(options)
+        return [await self.submit(task, **options) for task in tasks]
+
+    def map(
+        self,
+        tasks: Iterable[Task],
+        *,
+        chunksize: int | None = None,
+        buffersize: int | None = None,
+        return_exceptions: bool = False,
+    ) -> Mapped:
+        """Run many tasks; their results come in order, by `for` or by `async for`.
+
+        Tasks are taken as they are wanted, so there may be any number of them. Where no policy, time limit, listener,
+        context or limit of the queue needs each of them by itself, a process backend has them travel in chunks: such a
+        task has its own result or error, context variables and `current_task()`, but no handle, and what it reports
+        nobody sees. A task that takes its worker along ends LOST alone; the others of its chunk are not run twice.
+
+        Args:
+            tasks (Iterable[dict[str, Any]]): What to do.
+            chunksize (int | None): Tasks of a chunk, at most 4,096; None has some 5 ms of work in one, by what the last
+                ones took.
+            buffersize (int | None): How many tasks may be under way, or have results that were not taken; None takes
+                what keeps the workers busy.
+            return_exceptions (bool): Whether errors are given as results. Else a task that failed raises its error
+                in its place; who takes the next result after that gets the next task's.
+
+        Returns:
+            Mapped: An iterator, and an async one. Its `close()`, and nobody referring to it any more, cancels what is
+                under way.
+
+        Raises:
+            TypeError: `chunksize` or `buffersize` is no whole number.
+            ValueError: `chunksize` or `buffersize` is less than 1.
+        """
+        return Mapped(self, tasks, chunksize, buffersize, return_exceptions)
+
+    def _chunkable(self, task: Task) -> bool:
+        """Whether a task may travel in a chunk of `map`; a backend that says so has `_submit_chunk`."""
+        return False
+
+    def _submit_chunk(self, tasks: list[Task]) -> TaskHandle:
+        """Submit a chunk of `map`."""
+        raise NotImplementedError
+
+    def _worker_count(self) -> int:
+        """How many tasks it may run at a time, as far as `map` needs to know."""
+        return 1
+
+    def _drop(self, handles: list[TaskHandle]) -> None:
+        """Cancel these, of which nobody wants the results. Where a garbage collection strikes it must take no lock."""
+        for handle in handles:
+            handle.cancel()
+
     # --- the same for callers without a loop ---
 
     def initialize_sync(self) -> None:
@@ -171,6 +244,26 @@ class TaskBackend(ABC):
             Exception: As `submit` does.
         """
         return self._from_sync(self.submit(task, **options), wait)
+
+    def submit_many_sync(self, tasks: Iterable[Task], *, wait: float | None = None, **options: Any) -> list[Any]:
+        """`submit_many`, for callers without an event loop; from any thread.
+
+        Args:
+            tasks (Iterable[dict[str, Any]]): What to do.
+            wait (float | None): Seconds that the call may block; None sets no bound.
+            **options (Any): As for `submit_many`.
+
+        Returns:
+            list[TaskHandle]: In the order of the tasks.
+
+        Raises:
+            TimeoutError: `wait` was over; tasks that came before stay accepted.
+            Exception: As `submit_many` does.
+        """
+        _refuse_id(options)
+        deadline = _clock.deadline_after(wait)
+        left = (None if wait is None else max(0.0, deadline - _clock.monotonic()) for _ in itertools.repeat(None))
+        return [self.submit_sync(task, wait=seconds, **options) for task, seconds in zip(tasks, left, strict=False)]
 
     def run_sync(self, task: Task, *, wait: float | None = None, **options: Any) -> Any:
         """`run`, for callers without an event loop; from any thread.
@@ -353,6 +446,11 @@ class TaskBackend(ABC):
     def __reduce__(self) -> tuple[Any, ...]:
         # A handler's globals may hold its backend. It travels to workers as something that says so when used.
         return BackendElsewhere, (type(self).__name__,)
+
+
+def _refuse_id(options: dict[str, Any]) -> None:
+    if options.get("id") is not None:
+        raise ValueError("an id is one task's: submit_many takes none")
 
 
 class BackendElsewhere:

@@ -196,7 +196,7 @@ class SignalMarks:
         return True
 
 
-_NOT_AWAITABLE: Final = frozenset((type(None), bool, int, float, str, bytes, dict, list, tuple))  # seen at a glance
+NOT_AWAITABLE: Final = frozenset((type(None), bool, int, float, str, bytes, dict, list, tuple))  # seen at a glance
 
 
 class RunAsync(Protocol):
@@ -324,7 +324,7 @@ class Call:
         result = None
         try:
             result = self._handler(self._task)
-            if type(result) in _NOT_AWAITABLE or not inspect.isawaitable(result):
+            if type(result) in NOT_AWAITABLE or not inspect.isawaitable(result):
                 return result
             self._marks.leave()
             return self._run_async(self._follow(result), context=contextvars.copy_context())

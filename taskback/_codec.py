@@ -12,7 +12,13 @@ from typing import Any, Final
 
 import cloudpickle
 
-from taskback._errors import NotSerializableError, RemoteError, RemoteTraceback, TaskNotSerializableError
+from taskback._errors import (
+    NotSerializableError,
+    RemoteError,
+    RemoteTraceback,
+    ResultNotSerializableError,
+    TaskNotSerializableError,
+)
 
 PROTOCOL: Final = 5
 SMALL: Final = 4096  # bytes, which take no time
@@ -194,6 +200,14 @@ def type_name(error: BaseException) -> str:
     """The error's type as a caller would import it."""
     kind = type(error)
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def not_rebuilt(error: BaseException) -> ResultNotSerializableError:
+    """What a task gets whose result cannot be rebuilt here."""
+    why = f"not rebuilt here: {type(error).__name__}: {safe_text(error)}"
+    refusal = ResultNotSerializableError("result", "value", why)
+    refusal.__cause__ = error
+    return refusal
 
 
 def pack_error(error: BaseException) -> tuple[str, str, str, bytes | None]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from taskback._chunk import Chunk
 from taskback._handle import TaskHandle
 from taskback._state import TaskState
 
@@ -146,12 +147,21 @@ class Tally:
         self.counts = dict.fromkeys(TaskState, 0)
         del self.counts[TaskState.QUEUED]
 
-    def move(self, before: TaskState, after: TaskState) -> None:
-        """A task has changed its state."""
+    def move(self, before: TaskState, after: TaskState, count: int = 1) -> None:
+        """A task has changed its state, or several of them have."""
         if before is not TaskState.QUEUED:
-            self.counts[before] -= 1
+            self.counts[before] -= count
         if after is not TaskState.QUEUED:
-            self.counts[after] += 1
+            self.counts[after] += count
+
+    def end_chunk(self, before: TaskState, chunk: Chunk, state: TaskState) -> None:
+        """A chunk is over, having ended in that state; of its tasks those that have no end are accepted no more."""
+        if before is not TaskState.QUEUED:
+            self.counts[before] -= chunk.count
+        figures = chunk.figures(state)
+        for each, count in figures.items():
+            self.counts[each] += count
+        self.accepted -= chunk.count - sum(figures.values())
 
     def figures(self) -> dict[str, int]:
         """The fields of `TypeStats`, by name."""

@@ -11,6 +11,7 @@ from typing import Any, Final, NamedTuple
 
 from taskback import _clock, _codec
 from taskback._call import Outcome
+from taskback._chunk import Chunk, unpack_tasks
 from taskback._state import TaskState
 from taskback._task import Progress, Task
 
@@ -52,6 +53,7 @@ class Run:
         "_task",
         "attempt",
         "call",
+        "chunk",
         "context",
         "data",
         "fair_value",
@@ -101,6 +103,7 @@ class Run:
         priority: int,
         ready_at: float,
         timeout: float | None,
+        chunk: Chunk | None = None,
         policy: Any = None,
         key: Hashable = None,
         fair_value: Hashable = None,
@@ -113,6 +116,7 @@ class Run:
         self.priority = priority
         self.ready_at = ready_at
         self.timeout = timeout
+        self.chunk = chunk  # what it is, if it is several tasks
         self.policy = policy  # of its type, as it was when it was submitted
         self.key = key
         self.fair_value = fair_value
@@ -151,8 +155,17 @@ class Run:
         if self._task is not None:
             return dict(self._task)
         assert self.data is not None
-        task: Task = _codec.loads(self.data)
+        task: Task = (
+            _codec.loads(self.data) if self.chunk is None else {"tasks": list(unpack_tasks(_codec.loads(self.data)))}
+        )
         return task
+
+    def unfinished(self) -> list[Task]:
+        """The tasks that have not ended well or badly, as they were submitted."""
+        if self.chunk is None:
+            return [self.task()]
+        tasks: list[Task] = self.task()["tasks"]
+        return tasks[self.chunk.ended :]
 
     @property
     def handles(self) -> list[Any]:

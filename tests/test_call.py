@@ -624,7 +624,7 @@ def test_tens_of_thousands_of_calls_are_struck_at_random():
 @pytest.fixture
 def kept_runner() -> Iterator[RunAsync]:
     """The loop that a worker process keeps for handlers."""
-    yield calls._run_async
+    yield calls.run_async
     runner, calls._runner = calls._runner, None
     if runner is not None:
         runner.close()

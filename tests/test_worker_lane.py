@@ -118,6 +118,8 @@ class Scheduler:
             item.outcome = calls.read_reply(packet.kind, packet.data, lane.any_pid or 0).outcome()
             item.ended.set()
 
+    def part(self, lane: WorkerLane, item: Task, packet: Packet) -> None: ...
+
     def progressed(self, lane: WorkerLane, item: Task, progress: bytes | None) -> None:
         assert progress is not None
         item.progress.append(calls.unpack_progress(_codec.loads(progress)))

@@ -213,7 +213,7 @@ class Closing:
         """The report with the unfinished tasks, which are rebuilt by its first reader."""
         with self._report_lock:
             if self._stopped:
-                self._report.unfinished = [task for run in self._stopped if (task := _unfinished(run)) is not None]
+                self._report.unfinished = [task for run in self._stopped for task in _unfinished(run)]
                 self._stopped.clear()
             return self._report
 
@@ -223,9 +223,9 @@ def until_user_code_ends(soft: float, hard: float) -> float:
     return max(min(hard, soft + USER_CODE), _clock.monotonic() + TURN)
 
 
-def _unfinished(run: Run) -> Task | None:
+def _unfinished(run: Run) -> list[Task]:
     try:
-        return run.task()
+        return run.unfinished()
     except Exception:  # a task that unpickles in a worker alone
         logger.error("task %s cannot be rebuilt for the shutdown's report", run.id, exc_info=True)
-        return None
+        return []

@@ -42,6 +42,7 @@ class Ledger:
         self._states = threading.RLock()  # of handles; see LightFuture
         self.open = False
         self.runs: dict[str, Run] = {}
+        self.chunked = 0  # tasks in them that are in a chunk behind the first
         self.scheduler: Scheduler[Run] = Scheduler()
         self.pressure: Pressure[Ticket] | None = None  # where the queue has limits
         if limits is not None and limits.any:
@@ -112,10 +113,26 @@ class Ledger:
         run.sequence = self._sequence = self._sequence + 1
         self.runs[run.id] = run
         tally = run.tally = self._by_type.get(run.type or "") or self._new_tally(run)
-        tally.accepted += 1
+        if run.chunk is None:
+            tally.accepted += 1
+        else:
+            tally.accepted += run.chunk.count
+            self.chunked += run.chunk.count - 1
         if self.listeners.listening:
             self.listeners.emit(TaskQueued, **facts_of(run))
         return handle
+
+    def admit_all(self, runs: list[Run], owner: Any) -> list[TaskHandle] | None:
+        """Accept runs that need no more than a place in the queue; None if nothing is accepted any more."""
+        with self.lock:
+            if not self.open:
+                return None
+            now = _clock.monotonic()
+            handles = []
+            for run in runs:
+                handles.append(self._take_in(run, owner))
+                self.scheduler.add(run, run.policy, now)
+            return handles
 
     def _new_tally(self, run: Run) -> Tally:
         tally = self._by_type[run.type or ""] = Tally()
@@ -182,7 +199,7 @@ class Ledger:
         """Take out those that may wait in a worker that is still busy: no limit and no rule has a say in them."""
         runs = self.scheduler.next_plain(most) if self.pressure is None else []
         for at, run in enumerate(runs):
-            if run.policy is not NO_POLICY or run.timeout is not None or run.stop is not None:
+            if run.policy is not NO_POLICY or run.timeout is not None or run.stop is not None or run.chunk is not None:
                 for other in runs[at:]:
                     self.scheduler.put_back(other)
                 del runs[at:]
@@ -196,7 +213,7 @@ class Ledger:
             return None
         policy = run.policy
         free = policy is NO_POLICY or (policy.idle_timeout is None and self.scheduler.may_go_ahead(run))
-        if not free or run.timeout is not None:
+        if not free or run.timeout is not None or run.chunk is not None:
             self.scheduler.put_back(run)
             return None
         if self.pressure is not None:
@@ -240,7 +257,12 @@ class Ledger:
     def _move(self, run: Run, state: TaskState, by: TaskState | None = None) -> None:
         """Change a run's state; it may have been in another one meanwhile, of which nobody was told."""
         assert state in TASK_MOVES[by or run.state], (run.state, by, state)
-        run.tally.move(run.state, state)
+        if run.chunk is None:
+            run.tally.move(run.state, state)
+        elif state.final:
+            run.tally.end_chunk(run.state, run.chunk, state)
+        else:
+            run.tally.move(run.state, state, run.chunk.count)
         run.state = state
 
     def _start(self, run: Run, pid: int | None, started_ns: int) -> None:
@@ -382,6 +404,8 @@ class Ledger:
         if outcome.state is not TaskState.CANCELLED and not (well and run.type in self._trouble.well):
             run.troubled = self._trouble.ended(run.type, not well)
         del self.runs[run.id]
+        if run.chunk is not None:
+            self.chunked -= run.chunk.count - 1
         if self.pressure is not None:
             self._leave(run)
         if outcome.state is TaskState.ABANDONED and self.schedules:  # it holds its key until its thread ends

@@ -19,7 +19,7 @@ import contextvars
 import logging
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, Future
 from typing import Any
 
@@ -35,12 +35,13 @@ from taskback._errors import (
 from taskback._events import Listeners, TaskStuck, WorkerDied, WorkerStarted
 from taskback._handle import TaskHandle
 from taskback._keeper import LoopThread, call_in, join
+from taskback._mapped import Mapped
 from taskback._options import checked_count
 from taskback._report import BackendStats, ShutdownReport, WorkerStats
 from taskback._router import NO_POLICY, TaskRouter
 from taskback._run import End, Run
 from taskback._state import BACKEND_MOVES, BackendState, TaskState
-from taskback._task import CurrentTask, Progress
+from taskback._task import CurrentTask, Progress, Task
 from taskback.backends._alarm import Alarm
 from taskback.backends._closing import Closing
 from taskback.backends._ledger import Ledger, facts_of
@@ -49,6 +50,7 @@ from taskback.backends._stopping import Stopping
 from taskback.backends._submitting import SubmittingBackend
 from taskback.backends._telling import UserCodeMark, log_attempt, log_end, stack_of
 from taskback.backends._watch import Watch
+from taskback.pools import _os
 from taskback.pools.lane import Lane
 from taskback.scheduler.attempts import Verdict
 from taskback.scheduler.pressure import Limits
@@ -708,7 +710,7 @@ class ManagedBackend(SubmittingBackend):
 
     @property
     def inflight_count(self) -> int:
-        return len(self._ledger.runs)
+        return len(self._ledger.runs) + self._ledger.chunked
 
     def stats(self) -> BackendStats:
         for lane in self._lanes():
@@ -768,8 +770,34 @@ class ManagedBackend(SubmittingBackend):
     def subscribe(self, listener: Callable[[Any], Any]) -> Callable[[], None]:
         return self._listeners.subscribe(listener)
 
+    # --- for `map` ---
+
+    def map(
+        self,
+        tasks: Iterable[Task],
+        *,
+        chunksize: int | None = None,
+        buffersize: int | None = None,
+        return_exceptions: bool = False,
+    ) -> Mapped:
+        mapped = super().map(tasks, chunksize=chunksize, buffersize=buffersize, return_exceptions=return_exceptions)
+        if self._state is BackendState.RUNNING:
+            self.keeper.start()  # for `_drop`
+        return mapped
+
+    def _worker_count(self) -> int:
+        return self._max_workers or _os.available_cpus()
+
+    def _drop(self, handles: list[TaskHandle]) -> None:
+        self.keeper.call(_cancel_all, handles)
+
     def __repr__(self) -> str:
         return f"<{self._name} {self._state.value} in_flight={self.inflight_count}>"
+
+
+def _cancel_all(handles: list[TaskHandle]) -> None:
+    for handle in handles:
+        handle.cancel()
 
 
 class _Wake:

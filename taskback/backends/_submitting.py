@@ -8,11 +8,13 @@ Holds: whatever fails before the run is accepted leaves nothing of it behind, it
 import asyncio
 import logging
 from abc import abstractmethod
+from collections.abc import Iterable
 from typing import Any
 
 from taskback import _clock, _codec
-from taskback._backend import TaskBackend
+from taskback._backend import TaskBackend, _refuse_id
 from taskback._call import Outcome
+from taskback._chunk import Chunk, pack_tasks
 from taskback._context import captured
 from taskback._errors import BackendClosedError, NoHandlerError, QueueFullError, ShedError
 from taskback._handle import TaskHandle
@@ -33,6 +35,7 @@ class SubmittingBackend(TaskBackend):
     """The half of a backend that takes tasks; the other half is `ManagedBackend`."""
 
     crosses = False  # whether tasks are pickled
+    _queues = True  # whether tasks that are submitted wait for lanes
 
     _name: str
     _state: BackendState
@@ -87,6 +90,57 @@ class SubmittingBackend(TaskBackend):
                 raise
             accepted = self._admit(accepted.run, accepted.task, True, accepted)
         return accepted
+
+    async def submit_many(self, tasks: Iterable[Task], **options: Any) -> list[TaskHandle]:
+        tasks = list(tasks)
+        handles = self._accept_all(tasks, options)
+        return await super().submit_many(tasks, **options) if handles is None else handles
+
+    def submit_many_sync(self, tasks: Iterable[Task], *, wait: float | None = None, **options: Any) -> list[TaskHandle]:
+        tasks = list(tasks)
+        handles = self._accept_all(tasks, options)
+        return super().submit_many_sync(tasks, wait=wait, **options) if handles is None else handles
+
+    def _accept_all(self, tasks: list[Task], given: dict[str, Any]) -> list[TaskHandle] | None:
+        """Accept several in one step; None where each may have to wait for room, or to join another one."""
+        _refuse_id(given)
+        options = read_options(self._name, self.promises, given)
+        runs = []
+        for task in tasks:
+            if not isinstance(task, dict):
+                raise TypeError(f"a task is a dict, not a {type(task).__name__}")
+            task_type = checked_type(task)
+            self._be_open(task_type)
+            policy = self._policy(task_type)
+            if policy.coalesce is not None or self._ledger.pressure is not None or not self._queues:
+                return None
+            runs.append(self._make_run(task, task_type, options, policy))
+        if not runs or self._executor is None:
+            return [] if not runs else None
+        handles = self._ledger.admit_all(runs, self)
+        if handles is None:
+            raise BackendClosedError(self._name, self._state.value)
+        self._accepted_all(runs)
+        return handles
+
+    def _accepted_all(self, runs: list[Run]) -> None:
+        self.look_again()
+
+    def _submit_chunk(self, tasks: list[Task]) -> TaskHandle:
+        task_type = checked_type(tasks[0])
+        self._be_open(task_type)
+        run = Run(
+            *(_clock.new_task_id(), task_type, None, _codec.dumps_task(pack_tasks(tasks))),
+            context={},
+            priority=0,
+            ready_at=0.0,
+            timeout=None,
+            policy=NO_POLICY,
+            chunk=Chunk(len(tasks)),
+        )
+        admitted = self._admit(run, {}, True, None)
+        assert isinstance(admitted, TaskHandle)  # it joins nothing, and there is room
+        return admitted
 
     def _accept(self, task: Task, given: dict[str, Any], queue: bool = True) -> TaskHandle | Ticket:
         if not isinstance(task, dict):

@@ -36,6 +36,8 @@ class SyncTaskBackend(ManagedBackend):
         ValueError: An argument makes no sense.
     """
 
+    _queues = False
+
     promises = Promises(
         live_objects=True,
         priority=True,  # nothing ever waits

@@ -6,11 +6,14 @@ from typing import Final
 
 from taskback import _clock
 from taskback._call import Handler, Outcome
+from taskback._context import restores
 from taskback._options import checked_count
 from taskback._promises import Promises
 from taskback._report import WorkerStats
+from taskback._router import NO_POLICY
 from taskback._run import Run
 from taskback._state import TaskState
+from taskback._task import Task, checked_type
 from taskback.backends._closing import TURN, until_user_code_ends
 from taskback.backends._managed import ManagedBackend
 from taskback.backends._packing import modules_of
@@ -132,6 +135,26 @@ class ProcessPoolTaskBackend(ManagedBackend):
             if lane.lowest < run.priority:
                 lane.give_back(run.priority)
         super()._accepted(run, queue)
+
+    def _accepted_all(self, runs: list[Run]) -> None:
+        highest = max(run.priority for run in runs)
+        for lane in self._processes:
+            if lane.lowest < highest:
+                lane.give_back(highest)
+        super()._accepted_all(runs)
+
+    def _chunkable(self, task: Task) -> bool:
+        """Whether nothing needs the task by itself."""
+        return (
+            self._policy(checked_type(task)) is NO_POLICY
+            and self._timeout is None
+            and self._stuck_after is None
+            and not self._keep_ended
+            and self._ledger.pressure is None
+            and not self._listeners.listening
+            and not restores()
+            and _os.HAS_PACKETS
+        )
 
     def _somebody_is_free(self) -> bool:
         if not self._idle:

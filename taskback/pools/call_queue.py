@@ -22,7 +22,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 from taskback import _clock, _codec
-from taskback._errors import ResultNotSerializableError, TaskCancelled, WorkerDiedError
+from taskback._errors import TaskCancelled, WorkerDiedError
 from taskback.pools.by_value import Packer
 from taskback.pools.child import packets
 from taskback.pools.child.packets import Packet
@@ -295,6 +295,9 @@ class CallQueue:
         except InvalidStateError:
             logger.warning("a future was ended by somebody else", exc_info=True)
 
+    def part(self, lane: WorkerLane, item: _Call, packet: Packet) -> None:
+        """A plain call comes at once."""
+
     def progressed(self, lane: WorkerLane, item: _Call, progress: bytes | None) -> None:
         """A plain call has nobody to tell."""
 
@@ -366,7 +369,4 @@ def rebuilt(packet: Packet) -> "tuple[bool, Any]":
         value = pickle.loads(packet.data)
         return (True, _codec.unpack_error(value)) if packet.kind == packets.ERROR else (False, value)
     except BaseException as error:
-        why = f"not rebuilt here: {type(error).__name__}: {_codec.safe_text(error)}"
-        refusal = ResultNotSerializableError("result", "value", why)
-        refusal.__cause__ = error
-        return True, refusal
+        return True, _codec.not_rebuilt(error)

@@ -35,7 +35,7 @@ from taskback._keeper import join
 from taskback._run import End, Run
 from taskback._state import TaskState
 from taskback.pools import trees
-from taskback.pools.child import calls, packets, status_page
+from taskback.pools.child import calls, chunks, journal, packets, status_page
 from taskback.pools.child.packets import Packet
 from taskback.pools.guardian_client import GuardianClient
 from taskback.pools.lane import LaneOwner
@@ -234,6 +234,8 @@ class ProcessLane:
         assert run.data is not None
         number = run.number = next(self._numbers)
         function = None if handler is None else (key[1], handler)
+        if run.chunk is not None:
+            return Message(packets.CHUNK, number, calls.brief(key[1], run.id, run.data), function)
         brief = run.attempt == 1 and run.timeout is None and not run.context and run.id.isascii()
         if brief and not self._owner.listened_to:
             return Message(packets.BRIEF, number, calls.brief(key[1], run.id, run.data), function)
@@ -276,7 +278,8 @@ class ProcessLane:
             if ends:
                 self._owner.ended_all(ends)
                 ends = []
-            self._owner.ended_all([self._end(lane, run, packet)])
+            end = self._end if run.chunk is None else self._end_of_chunk
+            self._owner.ended_all([end(lane, run, packet)])
         if ends:
             self._owner.ended_all(ends)
 
@@ -297,6 +300,27 @@ class ProcessLane:
             logger.error("%s failed on the reply of task %s\n%s", self.name, run.id, text)
             return End(run, Outcome(TaskState.FAILED, error=_codec.frameless(error)))
 
+    def _end_of_chunk(self, lane: WorkerLane, run: Run, packet: Packet) -> End:
+        """What came of a run that is a chunk; its results are rebuilt by whoever asked for them."""
+        chunk = run.chunk
+        assert chunk is not None
+        if packet.problem or packet.kind != packets.CHUNKED:
+            why = packet.problem or "it could not be read there"
+            error = OSError(f"a chunk of {chunk.count} tasks came to nothing: {why}")
+            return End(run, Outcome(TaskState.FAILED, error=error))
+        facts, packed = chunks.unpack(packet.data)
+        if facts.whole:
+            chunk.add_all(_codec.loads(packed))
+        else:
+            chunk.add(*journal.unpack(packed))
+        chunk.seconds = (facts.ended_ns - facts.started_ns) / 1e9
+        state = TaskState.CANCELLED if facts.stopped else TaskState.SUCCEEDED
+        return End(run, Outcome(state, chunk), lane.any_pid, facts.started_ns)
+
+    def part(self, lane: WorkerLane, run: Run, packet: Packet) -> None:
+        if run.chunk is not None and not packet.problem:
+            run.chunk.add(*journal.unpack(packet.data))
+
     def progressed(self, lane: WorkerLane, run: Run, progress: bytes | None) -> None:
         if progress is not None:
             self._owner.progressed(run, calls.unpack_progress(pickle.loads(progress)))
@@ -308,6 +332,14 @@ class ProcessLane:
         error = ending.error(run.number)
         if run.stop is not None and ending.exitcode == -signal.SIGKILL:  # by its guardian, if the keeper was late
             run.killed = True
+        if error.ran is not None and run.chunk is not None:
+            if ending.journal:
+                run.chunk.add(*journal.unpack(ending.journal))
+            if run.stop is None and run.chunk.known < run.chunk.count:  # else it died after the last one
+                run.chunk.lost = error
+            outcome = Outcome(TaskState.SUCCEEDED, run.chunk)  # of the others; see there
+            self._owner.ended(run, outcome, pid=ending.pid, started_ns=_clock.monotonic_ns() - int(error.ran * 1e9))
+            return
         if error.ran is not None:
             started_ns = _clock.monotonic_ns() - int(error.ran * 1e9)
             outcome = Outcome(TaskState.LOST, error=error, stack=ending.stack or None, own=True)

@@ -76,6 +76,10 @@ class Source(Protocol):
         """Items have their replies; rebuilding what is in them is user code. What this raises fails the lane."""
         ...
 
+    def part(self, lane: "WorkerLane", item: Any, packet: Packet) -> None:
+        """Of a chunk: some of the results, more of which follow. What this raises fails the lane."""
+        ...
+
     def progressed(self, lane: "WorkerLane", item: Any, progress: bytes | None) -> None:
         """The item's handler has reported; packed, as it stands on the status page."""
         ...

@@ -322,6 +322,8 @@ class WorkerLane:
                 self._progressed(worker, packet)
             elif packet.kind == packets.BEGUN:
                 self._begun(worker, packet)
+            elif packet.kind == packets.PART and packet.id in worker.out:
+                self._source.part(self, worker.out[packet.id], packet)
             else:
                 self._not_awaited(worker, packet)
         return replies + self._settle(worker, bunch)
@@ -357,8 +359,8 @@ class WorkerLane:
         worker.await_end()
         self._tell_struck(worker)
         while (packet := worker.receive()) is not None:
-            if packet.kind in packets.REPLIES:
-                self._settle(worker, [packet])
+            if packet.kind in packets.REPLIES or packet.kind == packets.PART:
+                self._take_in(worker, [packet])
         back = worker.take_back() + worker.not_begun()
         ending = worker.ending()
         self._worker = None

@@ -75,6 +75,7 @@ class Ending:
         call (int): The call it was at, 0 for none.
         ran (float | None): How many seconds before its end user code had begun in that; None if it had not.
         stack (str): Where it was, if that was asked for before it was killed.
+        journal (bytes): Of a chunk: what it had finished and not sent, as if it had been sent.
     """
 
     pid: int | None
@@ -84,6 +85,7 @@ class Ending:
     call: int = 0
     ran: float | None = None
     stack: str = ""
+    journal: bytes = b""
 
     def error(self, call: int) -> WorkerDiedError:
         """What the call gets that it was at."""
@@ -528,7 +530,8 @@ class WorkerProcess:
         seen = self._page.snapshot()
         has_run = seen.phase in (status_page.IN_USER_CODE, status_page.REPLYING)
         ran = (_clock.monotonic_ns() - seen.since_ns) / 1e9 if has_run else None
-        return Ending(self.pid or None, exitcode, rss, self._why, seen.call, ran, _read(self._stack))
+        left = self._page.journal.left(seen.call)
+        return Ending(self.pid or None, exitcode, rss, self._why, seen.call, ran, _read(self._stack), left)
 
     def close(self) -> None:
         """Let go of all that is open; the worker has ended, or has this as its sign to end."""

@@ -93,11 +93,7 @@ class Reply(NamedTuple):
         try:
             return Outcome(TaskState.SUCCEEDED, _codec.loads(self.value))
         except BaseException as error:
-            refusal = ResultNotSerializableError(
-                "result", "value", f"not rebuilt here: {type(error).__name__}: {_codec.safe_text(error)}"
-            )
-            refusal.__cause__ = error
-            return Outcome(TaskState.FAILED, error=refusal)
+            return Outcome(TaskState.FAILED, error=_codec.not_rebuilt(error))
 
 
 def read_reply(kind: int, data: Any, pid: int) -> Reply:
@@ -221,7 +217,7 @@ def carry_out(
             functions,
             request.context,
             contextvars.Context(),
-            _run_async,
+            run_async,
             marks,
         )
     except BaseException as error:
@@ -265,7 +261,7 @@ def _leave_if_forked(pid: int) -> None:
     os._exit(0)
 
 
-def _run_async(main: Any, /, *, context: contextvars.Context) -> Any:
+def run_async(main: Any, /, *, context: contextvars.Context) -> Any:
     """Run a coroutine in the one event loop that the calling process keeps for handlers.
 
     Source: a kept runner costs 28 us a call where `asyncio.run` costs 177 us (measured on Python 3.11).

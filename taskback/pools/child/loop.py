@@ -12,6 +12,7 @@ call, or the worker finds the word.
 
 import atexit
 import faulthandler
+import functools
 import logging
 import os
 import pickle
@@ -28,7 +29,7 @@ from taskback import _codec
 from taskback._call import Call, SignalMarks
 from taskback._task import ANNOUNCE_EVERY_NS, Progress
 from taskback.pools import _os
-from taskback.pools.child import boot, calls, lifeline, packets, streams
+from taskback.pools.child import boot, calls, chunks, lifeline, packets, streams
 from taskback.pools.child.functions import FunctionCall, Functions, packed_error, packed_reply
 from taskback.pools.child.packets import NoRoomError, Packet
 from taskback.pools.child.status_page import StatusPage
@@ -151,6 +152,8 @@ class Worker:
                 request = self._functions.keep(request)
             if asked == packets.BRIEF:
                 kind, data = self._task(calls.unpack_brief(packet.id, request))
+            elif asked == packets.CHUNK:
+                kind, data = self._chunk(calls.unpack_brief(packet.id, request))
             elif asked == packets.TASK:
                 kind, data = self._task(calls.Request(*pickle.loads(request)))
             else:
@@ -177,6 +180,14 @@ class Worker:
         self._announced_ns = 0
         done = calls.carry_out(request, self._begin, self._announce, SignalMarks(), self._load)
         return done.pack(self._pid)
+
+    def _chunk(self, request: calls.Request) -> tuple[int, bytes]:
+        send = functools.partial(self._reply, packets.PART, request.number)
+        try:
+            handler, _ = self._load(request)
+            return packets.CHUNKED, chunks.carry_out(request, self._page.journal, self._begin, send, handler)
+        except BaseException as error:  # of what there is before the first task
+            return packets.ERROR, packed_error(error)
 
     def _load(self, request: calls.Request) -> Any:
         return self._functions.kept(request.handler_key[1])
@@ -250,7 +261,9 @@ class Worker:
     def _tell_where_it_waits(self, *_: Any) -> None:
         call = self._running[1] if self._running is not None else None
         stack = self._fds.stack
-        if isinstance(call, Call) and _identity(stack) == self._ours[stack]:  # not what a handler opened in its place
+        if (
+            isinstance(call, (Call, chunks.ChunkCall)) and _identity(stack) == self._ours[stack]
+        ):  # not what a handler opened in its place
             with suppress(OSError):
                 os.write(stack, call.waits_at().encode("utf-8", "replace"))
 

@@ -46,7 +46,8 @@ CALL: Final = 2  # call a function
 TASK: Final = 3  # call a backend's handler with a task
 BYE: Final = 4  # end, once this is read
 BRIEF: Final = 5  # a TASK of which there is little to say; see `calls.brief`
-WITH_FUNCTION: Final = 8  # added to CALL, TASK and BRIEF: it brings a function, which is to be kept
+CHUNK: Final = 6  # several tasks; see `chunks`
+WITH_FUNCTION: Final = 8  # added to CALL, TASK, BRIEF and CHUNK: it brings a function, which is to be kept
 # From the worker
 READY: Final = 16  # HELLO is done
 UNFIT: Final = 17  # HELLO failed; bytes: the packed error
@@ -57,10 +58,13 @@ PROGRESS: Final = 21  # the status page has news of the call's progress
 BEGUN: Final = 22  # of a TASK that asked for it: its handler is about to be called
 VALUE: Final = 23  # of a TASK that went well and reported nothing; bytes: when it began, and the pickled result
 
-_BRINGING: Final = (CALL | WITH_FUNCTION, TASK | WITH_FUNCTION, BRIEF | WITH_FUNCTION)
-TO_WORKER: Final = (HELLO, CALL, TASK, BRIEF, *_BRINGING, BYE)
-REPLIES: Final = frozenset((RESULT, ERROR, DONE, VALUE))
-KINDS: Final = frozenset((*TO_WORKER, *REPLIES, READY, UNFIT, PROGRESS, BEGUN))
+CHUNKED: Final = 24  # of a CHUNK that is over; bytes: what came of it
+PART: Final = 25  # of a CHUNK under way; bytes: the results so far
+
+_CALLS: Final = (CALL, TASK, BRIEF, CHUNK)
+TO_WORKER: Final = (HELLO, *_CALLS, *(kind | WITH_FUNCTION for kind in _CALLS), BYE)
+REPLIES: Final = frozenset((RESULT, ERROR, DONE, VALUE, CHUNKED))
+KINDS: Final = frozenset((*TO_WORKER, *REPLIES, READY, UNFIT, PROGRESS, BEGUN, PART))
 
 
 class Packet(NamedTuple):

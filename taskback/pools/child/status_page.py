@@ -1,8 +1,8 @@
-"""One page of memory that a worker shares with its parent and its guardian: what it is doing, told without a message.
+"""Memory that a worker shares with its parent and its guardian: what it is doing, told without a message.
 
 The worker writes which call it runs, since when, whether user code has begun, how many replies it has sent, and the
-latest progress. The parent and the guardian write which call is to stop. Reading is possible of a stopped or dead
-worker too.
+latest progress; behind that comes the journal of a chunk. The parent and the guardian write which call is to stop.
+Reading is possible of a stopped or dead worker too.
 
 Holds: each word is written by one side alone, eight bytes at a time, which arrive whole. The worker writes PHASE last
 when a call begins and first when it ends, and a reader looks at the id before and after: so a phase never belongs to
@@ -18,10 +18,13 @@ from typing import Final
 
 from taskback.pools import _os
 from taskback.pools._os import fcntl
+from taskback.pools.child import journal
+from taskback.pools.child.journal import Journal
 
-SIZE: Final = 16_384
 _PROGRESS_AT: Final = 512
-PROGRESS_ROOM: Final = SIZE - _PROGRESS_AT
+_JOURNAL_AT: Final = 16_384
+PROGRESS_ROOM: Final = _JOURNAL_AT - _PROGRESS_AT
+SIZE: Final = _JOURNAL_AT + journal.SIZE  # what is not written to takes no memory
 
 _CALL, _SINCE, _PHASE, _REPLIES, _COUNT, _LENGTH, _STOP, _STOP_FIRMLY = range(8)  # words
 
@@ -68,6 +71,7 @@ class StatusPage:
         self._map = mmap.mmap(fd, SIZE)
         self._bytes = memoryview(self._map)
         self._words = self._bytes[:_PROGRESS_AT].cast("Q")
+        self.journal = Journal(self._bytes[_JOURNAL_AT:])
 
     # --- the worker ---
 
@@ -142,5 +146,6 @@ class StatusPage:
     def close(self) -> None:
         """Let go of it."""
         self._words.release()
+        self.journal.close()
         self._bytes.release()
         self._map.close()
