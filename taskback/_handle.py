@@ -324,10 +324,9 @@ class TaskHandle(LightFuture):
         loop.call_soon(wake)
 
     def _mark_running(self) -> None:
-        """The handler has been called. Under the ledger's lock."""
-        with self._states:
-            if self._state == PENDING:
-                self._state = RUNNING
+        """The handler has been called. Under the ledger's lock, under which it ends, too."""
+        if self._state == PENDING:
+            self._state = RUNNING
 
     def _mark_queued(self) -> None:
         """It waits again, to be tried once more. Under the ledger's lock."""

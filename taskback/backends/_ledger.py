@@ -12,7 +12,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from taskback import _clock, _codec
 from taskback._call import Outcome
@@ -32,6 +32,8 @@ from taskback.scheduler.entry import Place
 from taskback.scheduler.pressure import Answer, Limits, Pressure
 from taskback.scheduler.scheduler import Scheduler
 from taskback.scheduler.trouble import Trouble
+
+NOBODY: Final[list[TaskHandle]] = []  # to be told; shared, and left as it is
 
 
 class Ledger:
@@ -268,7 +270,8 @@ class Ledger:
     def _start(self, run: Run, pid: int | None, started_ns: int) -> None:
         self._move(run, TaskState.RUNNING)
         self._has_begun(run, pid, started_ns)
-        for handle in run.handles:
+        run.handle._mark_running()
+        for handle in run.joined or ():
             handle._mark_running()
         if self.listeners.listening:
             self.listeners.emit(TaskStarted, **facts_of(run))
@@ -326,13 +329,52 @@ class Ledger:
     def end_all(self, ends: "list[End]") -> "list[list[TaskHandle] | Verdict | None]":
         """The same for several, in one step."""
         told = [_told(end.outcome.error) for end in ends]  # an error's text is user code
+        ended: list[list[TaskHandle] | Verdict | None] = []
         with self.lock:
-            ended = [self._end_or_again(*end, words) for end, words in zip(ends, told, strict=True)]
+            quiet = self._nobody_looks()
+            now = _clock.monotonic_ns()
+            for (run, outcome, pid, started_ns), words in zip(ends, told, strict=True):
+                if quiet and outcome.state is TaskState.SUCCEEDED and self._is_plain(run):
+                    ended.append(self._end_well(run, outcome.value, pid, started_ns, now))
+                else:
+                    ended.append(self._end_or_again(run, outcome, pid, started_ns, words))
             empty = not self.runs and bool(self.on_empty)
         if empty and any(isinstance(one, list) for one in ended):
             for function in list(self.on_empty):
                 function()
         return ended
+
+    def _nobody_looks(self) -> bool:
+        """Whether nobody is to be told of each end."""
+        return not (self.listeners.listening or self._keep_ended or self.pressure is not None or self.on_end)
+
+    def _is_plain(self, run: Run) -> bool:
+        """Whether nobody has stopped or joined a run, or ended it before, and its type is in no trouble."""
+        return (
+            run.type in self._trouble.well
+            and run.stop is None
+            and run.joined is None
+            and run.chunk is None
+            and not run.state.final
+        )
+
+    def _end_well(self, run: Run, value: Any, pid: int | None, started_ns: int | None, now: int) -> list[TaskHandle]:
+        """What `_end` does where all went well, nobody else has a say, and nobody looks: so do most runs end."""
+        counts = run.tally.counts
+        if run.state is TaskState.RUNNING:
+            counts[TaskState.RUNNING] -= 1
+        elif started_ns is not None:  # nobody has asked until now
+            self._has_begun(run, pid, started_ns)
+        counts[TaskState.SUCCEEDED] += 1
+        run.state = TaskState.SUCCEEDED
+        run.finished_ns = max(now, run.started_ns or run.queued_ns)
+        run.call = run.lane = None
+        del self.runs[run.id]
+        self.scheduler.ended(run)
+        handle: TaskHandle = run.handle
+        run.handle = None
+        handle._end(value)
+        return NOBODY if handle._loop_waiters is None and handle._callbacks is None else [handle]
 
     def _end_or_again(
         self, run: Run, outcome: Outcome, pid: int | None, started_ns: int | None, told: Told

@@ -216,10 +216,13 @@ class WorkerLane:
                 return
             if not self._hand_over(item):
                 break
-        if more and len(worker.out) <= self._window // 2:
+        if more:
             self._fill_ahead(worker)
 
     def _fill_ahead(self, worker: WorkerProcess) -> None:
+        """Send as many as the window has room for, once half of it is free."""
+        if not worker.guarded or self._used_up() or len(worker.out) > self._window // 2:
+            return
         # Race: somebody takes back what was sent ahead, while we have more in hand. That goes back as well.
         recalls = worker.recalls
         items = self._source.take_ahead(self._room(worker))
@@ -282,14 +285,8 @@ class WorkerLane:
 
     def _hear_all(self, worker: WorkerProcess) -> int:
         """Hear what the worker has said, and how many replies; their calls share the time that they took."""
-        began = max(self._heard, worker.busy_since)
         heard = worker.hear(MOST_AHEAD)
-        replies = self._take_in(worker, heard) if heard else 0
-        if replies:
-            self._heard = _clock.monotonic()
-            self._estimate = 0.5 * self._estimate + 0.5 * (self._heard - began) / replies
-            self._window = max(1, min(self._most_ahead, 2 * self._window, int(AHEAD / self._estimate)))
-        return replies
+        return self._take_in(worker, heard) if heard else 0
 
     def _tell_struck(self, worker: WorkerProcess) -> None:
         """Tell whose time is up. The guardian says so before it tells the call, so this comes before its reply."""
@@ -332,7 +329,11 @@ class WorkerLane:
         logger.warning("worker pid=%d sent what nobody waits for: kind=%d id=%d", worker.pid, *packet[:2])
 
     def _settle(self, worker: WorkerProcess, bunch: list[Packet]) -> int:
-        """Hand replies on; how many of them are ours."""
+        """Hand replies on; how many of them are ours.
+
+        Before several are told, the worker gets more to do: it need not wait for that, nor for those who are woken.
+        """
+        began = max(self._heard, worker.busy_since)
         replies: list[tuple[Any, Packet]] = []
         for item, packet in zip(worker.answered([packet.id for packet in bunch]), bunch, strict=True):
             if item is None:
@@ -341,6 +342,11 @@ class WorkerLane:
                 replies.append((item, packet))
         if replies:
             self._answered += len(replies)
+            self._heard = _clock.monotonic()
+            self._estimate = 0.5 * self._estimate + 0.5 * (self._heard - began) / len(replies)
+            self._window = max(1, min(self._most_ahead, 2 * self._window, int(AHEAD / self._estimate)))
+            if len(replies) > 1:
+                self._fill_ahead(worker)
             try:
                 self._source.finished(self, replies)
             except BaseException as error:

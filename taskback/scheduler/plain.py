@@ -126,8 +126,16 @@ class PlainTasks(Generic[I]):
 
     def take(self) -> I | None:
         """Hand out the task that is next, if there is one."""
-        found = self.take_many(1)
-        return found[0] if found else None
+        while (line := self._first_line()) is not None:
+            fresh, back = line.fresh, line.back
+            place = heappop(back) if back and (not fresh or back[0] < fresh[0]) else fresh.popleft()
+            self._count -= 1
+            kind = self._numbered.get(place & _MASK)
+            if kind is not None and (item := kind.tasks.get(place >> _BITS)) is not None:
+                kind.out.add(place >> _BITS)
+                return item
+            self._cancelled -= 1
+        return None
 
     def take_many(self, most: int) -> list[I]:
         """Hand out those that are next, at most so many."""
