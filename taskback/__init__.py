@@ -5,58 +5,63 @@ processes. Callers do not change with the backend.
 """
 
 import logging
-from types import FunctionType
+import typing
 
-from taskback._again import Defer, Retry
-from taskback._backend import TaskBackend, get_default_task_backend, set_default_task_backend
-from taskback._context import add_context
-from taskback._errors import (
-    BackendClosedError,
-    ForeignHandleError,
-    HandlerNotSerializableError,
-    NoHandlerError,
-    NotSerializableError,
-    ProgressNotSerializableError,
-    QueueFullError,
-    RemoteError,
-    RemoteTraceback,
-    ResultNotSerializableError,
-    ShedError,
-    TaskAbandonedError,
-    TaskbackError,
-    TaskCancelled,
-    TaskNotSerializableError,
-    TaskTimeoutError,
-    UnknownTaskError,
-    UnknownTaskTypeError,
-    UnsupportedOptionError,
-    WorkerDiedError,
-)
-from taskback._events import (
-    Event,
-    TaskEvent,
-    TaskFinished,
-    TaskProgress,
-    TaskQueued,
-    TaskRetrying,
-    TaskStarted,
-    TaskStuck,
-    WorkerDied,
-    WorkerStarted,
-)
-from taskback._handle import TaskHandle
-from taskback._promises import Promises
-from taskback._report import BackendStats, ShutdownReport, TypeStats, WorkerStats
-from taskback._router import Policy, TaskRouter
-from taskback._run import Attempt
-from taskback._state import BackendState, TaskState
-from taskback._task import CurrentTask, Progress, current_task
-from taskback.backends.asyncio_tasks import AsyncFireAndTrackBackend
-from taskback.backends.executor import ExecutorTaskBackend
-from taskback.backends.inline import SyncTaskBackend
-from taskback.backends.process import ProcessPoolTaskBackend
-from taskback.backends.thread import ThreadPoolTaskBackend
-from taskback.scheduler.backoff import Backoff
+from taskback import _public
+
+if typing.TYPE_CHECKING:  # the same names for those who read and do not run; a test compares the two
+    from taskback._again import Defer, Retry
+    from taskback._backend import TaskBackend
+    from taskback._context import add_context
+    from taskback._errors import (
+        BackendClosedError,
+        ForeignHandleError,
+        HandlerNotSerializableError,
+        NoHandlerError,
+        NotSerializableError,
+        ProgressNotSerializableError,
+        QueueFullError,
+        RemoteError,
+        RemoteTraceback,
+        ResultNotSerializableError,
+        ShedError,
+        TaskAbandonedError,
+        TaskbackError,
+        TaskCancelled,
+        TaskNotSerializableError,
+        TaskTimeoutError,
+        UnknownTaskError,
+        UnknownTaskTypeError,
+        UnsupportedOptionError,
+    )
+    from taskback._events import (
+        Event,
+        TaskEvent,
+        TaskFinished,
+        TaskProgress,
+        TaskQueued,
+        TaskRetrying,
+        TaskStarted,
+        TaskStuck,
+        WorkerDied,
+        WorkerStarted,
+    )
+    from taskback._handle import TaskHandle
+    from taskback._progress import Progress
+    from taskback._promises import Promises
+    from taskback._report import BackendStats, ShutdownReport, TypeStats, WorkerStats
+    from taskback._router import Policy, TaskRouter
+    from taskback._run import Attempt
+    from taskback._state import BackendState, TaskState
+    from taskback._task import CurrentTask, current_task
+    from taskback._worker_died import WorkerDiedError
+    from taskback.backends.asyncio_tasks import AsyncFireAndTrackBackend
+    from taskback.backends.default import get_default_task_backend, set_default_task_backend
+    from taskback.backends.executor import ExecutorTaskBackend
+    from taskback.backends.inline import SyncTaskBackend
+    from taskback.backends.process import ProcessPoolTaskBackend
+    from taskback.backends.thread import ThreadPoolTaskBackend
+    from taskback.scheduler.backoff import Backoff
 
 __version__ = "0.1.0"
 
@@ -119,8 +124,67 @@ __all__ = [
     "set_default_task_backend",
 ]
 
-for _name in __all__:  # errors and pickles name taskback.X, so private files can move
-    if isinstance(globals()[_name], (type, FunctionType)):
-        globals()[_name].__module__ = __name__
+__getattr__ = _public.finder(
+    __name__,
+    {
+        "_again": ("Defer", "Retry"),
+        "_backend": ("TaskBackend",),
+        "_context": ("add_context",),
+        "_errors": (
+            "BackendClosedError",
+            "ForeignHandleError",
+            "HandlerNotSerializableError",
+            "NoHandlerError",
+            "NotSerializableError",
+            "ProgressNotSerializableError",
+            "QueueFullError",
+            "RemoteError",
+            "RemoteTraceback",
+            "ResultNotSerializableError",
+            "ShedError",
+            "TaskAbandonedError",
+            "TaskbackError",
+            "TaskCancelled",
+            "TaskNotSerializableError",
+            "TaskTimeoutError",
+            "UnknownTaskError",
+            "UnknownTaskTypeError",
+            "UnsupportedOptionError",
+        ),
+        "_events": (
+            "Event",
+            "TaskEvent",
+            "TaskFinished",
+            "TaskProgress",
+            "TaskQueued",
+            "TaskRetrying",
+            "TaskStarted",
+            "TaskStuck",
+            "WorkerDied",
+            "WorkerStarted",
+        ),
+        "_handle": ("TaskHandle",),
+        "_progress": ("Progress",),
+        "_promises": ("Promises",),
+        "_report": ("BackendStats", "ShutdownReport", "TypeStats", "WorkerStats"),
+        "_router": ("Policy", "TaskRouter"),
+        "_run": ("Attempt",),
+        "_state": ("BackendState", "TaskState"),
+        "_task": ("CurrentTask", "current_task"),
+        "_worker_died": ("WorkerDiedError",),
+        "backends.asyncio_tasks": ("AsyncFireAndTrackBackend",),
+        "backends.default": ("get_default_task_backend", "set_default_task_backend"),
+        "backends.executor": ("ExecutorTaskBackend",),
+        "backends.inline": ("SyncTaskBackend",),
+        "backends.process": ("ProcessPoolTaskBackend",),
+        "backends.thread": ("ThreadPoolTaskBackend",),
+        "scheduler.backoff": ("Backoff",),
+    },
+)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())

@@ -9,8 +9,10 @@ from datetime import datetime
 from typing import Any
 
 from taskback import _clock
+from taskback._public import lives_in
 
 
+@lives_in("taskback")
 class Retry(Exception):  # not an error: a request, by name
     """Raised by a handler: this attempt has failed, try again.
 
@@ -32,6 +34,7 @@ class Retry(Exception):  # not an error: a request, by name
         return type(self), (self.after,)
 
 
+@lives_in("taskback")
 class Defer(Exception):
     """Raised by a handler: not now. The task goes back to the queue, and no attempt is charged.
 

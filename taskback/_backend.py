@@ -3,7 +3,7 @@
 A subclass need define `initialize`, `submit` and `shutdown` alone. `_executor` is its handler, `_initialized` whether
 it takes tasks, and `await self._run(task)` runs the handler, logs and swallows what it raises.
 
-Threads: any. Locks: _default_lock is a leaf; it guards the default backend, and the making of what is made once.
+Threads: any. Locks: _once_lock is a leaf; it guards the making of what is made once.
 _alive is guarded by the GIL's atomic set operations and read by copies.
 Holds: importing starts nothing; the exit hook is registered when the first backend starts.
 """
@@ -32,6 +32,7 @@ from taskback._handle import TaskHandle
 from taskback._keeper import LoopThread
 from taskback._mapped import Mapped
 from taskback._promises import Promises
+from taskback._public import lives_in
 from taskback._report import BackendStats
 from taskback._task import Task
 from taskback.pools import program_end
@@ -41,6 +42,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
+@lives_in("taskback")
 class TaskBackend(ABC):
     """Takes tasks, plain dicts, and has one handler run them.
 
@@ -314,7 +316,7 @@ class TaskBackend(ABC):
 
     def _from_sync(self, main: Coroutine[Any, Any, T], wait: float | None = None) -> T:
         """Run a coroutine of a host's own subclass for a caller without a loop, in a loop thread of ours."""
-        with _default_lock:
+        with _once_lock:
             if self._sync_loop is None:
                 self._sync_loop = LoopThread(f"{type(self).__name__}-sync")
             loop = self._sync_loop
@@ -468,50 +470,9 @@ class BackendElsewhere:
         return BackendElsewhere, (self.__dict__["_name"],)
 
 
-# --- the default backend ---
-
-_default_lock = threading.Lock()
-_default: TaskBackend | None = None
-_make_default: Callable[[], TaskBackend] | None = None
-
-
-def default_is_made_by(make: Callable[[], TaskBackend]) -> None:
-    """Say what makes the default backend; its room lies above this one."""
-    global _make_default
-    _make_default = make
-
-
-def get_default_task_backend() -> TaskBackend:
-    """The backend of the whole program.
-
-    Returns:
-        TaskBackend: A `SyncTaskBackend` until `set_default_task_backend` has been called.
-    """
-    global _default
-    with _default_lock:
-        if _default is None:
-            assert _make_default is not None
-            _default = _make_default()
-        return _default
-
-
-def set_default_task_backend(backend: TaskBackend) -> None:
-    """Set the backend of the whole program.
-
-    Args:
-        backend (TaskBackend): What `get_default_task_backend` gives from now on. The old one is not shut down.
-
-    Raises:
-        TypeError: `backend` is no `TaskBackend`.
-    """
-    if not isinstance(backend, TaskBackend):
-        raise TypeError(f"the default backend must be a TaskBackend, not a {type(backend).__name__}")
-    global _default
-    with _default_lock:
-        _default = backend
-
-
 # --- the end of the program, and forks ---
+
+_once_lock = threading.Lock()
 
 
 class Mortal(Protocol):
@@ -544,7 +505,7 @@ def tell_at_the_end(backend: Mortal, after: type | None = None) -> None:
             first, and that one would wait for work that only ours ends.
     """
     program_end.hook_up()  # first: what comes last runs first, and that one waits for calls that may wait for tasks
-    with _default_lock:
+    with _once_lock:
         _alive.add(backend)
         _finalize_in_child()
         if after in _hooked_after:
@@ -607,7 +568,7 @@ def _end_each() -> None:
 
 
 def _forked() -> None:
-    global _default_lock
-    _default_lock = threading.Lock()
+    global _once_lock
+    _once_lock = threading.Lock()
     for backend in list(_alive):
         backend.forked()

@@ -20,30 +20,35 @@ Waiting for a lock: an exception that comes while a thread waits in `lock.acquir
 `with` and `try` know how to let go of it; who calls acquire() before a `try` does not. Up to CPython 3.12 `logging`
 takes a handler's lock so for each record, and one that is never let go of stops all who log, and the program's end.
 So a thread that is just there is spared for now. (What is left is a switch of threads between look and exception.)
+
+asyncio is imported by what needs it: it takes a third of the time in which a worker starts that needs none of it.
 """
 
-import asyncio
 import contextvars
 import ctypes
-import inspect
 import logging
 import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Final, NamedTuple, Protocol
+from types import CoroutineType, GeneratorType
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from taskback import _stacks
 from taskback._context import Restore, restored
 from taskback._errors import TaskCancelled
-from taskback._keeper import call_in
+from taskback._loops import call_in
 from taskback._state import TaskState
 from taskback._task import CurrentTask, Task, running_task
+
+if TYPE_CHECKING:
+    import asyncio
 
 Handler = Callable[[Task], Any]
 
 LEFT_TASKS: Final = 0.5  # seconds that what a struck handler left in its loop gets to end
 
+CO_ITERABLE_COROUTINE: Final = 0x100  # of a generator's code: `types.coroutine` has made it one that is awaited
 SPARED: Final = 0.01  # seconds that an interruption waits for a thread to have the lock that it waits for
 _LOCKING: Final = frozenset(
     function.__code__ for function in (logging.Handler.acquire, getattr(logging, "_acquireLock", None)) if function
@@ -70,9 +75,15 @@ class Outcome(NamedTuple):
     @classmethod
     def raised(cls, error: BaseException) -> "Outcome":
         """What a handler's exception makes of its task."""
-        if isinstance(error, (TaskCancelled, asyncio.CancelledError)):
+        if isinstance(error, TaskCancelled) or _is_asyncios(error):
             return cls(TaskState.CANCELLED, error=error)
         return cls(TaskState.FAILED, error=error, own=True)
+
+
+def _is_asyncios(error: BaseException) -> bool:
+    """Whether it is asyncio's own `CancelledError`; of nobody who has not imported that."""
+    exceptions = sys.modules.get("asyncio.exceptions")
+    return exceptions is not None and isinstance(error, exceptions.CancelledError)
 
 
 class _TakenBack(BaseException):
@@ -207,6 +218,8 @@ class RunAsync(Protocol):
 
 def run_in_new_loop(main: Any, /, *, context: contextvars.Context) -> Any:
     """Run a coroutine in an event loop made for it."""
+    import asyncio
+
     runner = asyncio.Runner()
     try:
         result = runner.run(main, context=context)
@@ -220,11 +233,13 @@ def run_in_new_loop(main: Any, /, *, context: contextvars.Context) -> Any:
     return result
 
 
-def close_struck(runner: asyncio.Runner) -> None:
+def close_struck(runner: "asyncio.Runner") -> None:
     """Close a runner whose loop the exception may have struck anywhere.
 
     The step of a task may be lost, which then never ends; `runner.close` would wait for it for ever.
     """
+    import asyncio
+
     loop = runner.get_loop()
     try:
         tasks = asyncio.all_tasks(loop)
@@ -240,8 +255,19 @@ def close_struck(runner: asyncio.Runner) -> None:
 
 def _close_unbegun(result: Any) -> None:
     """Close a coroutine that will never begin, of which Python would otherwise complain."""
-    if inspect.iscoroutine(result) and inspect.getcoroutinestate(result) == inspect.CORO_CREATED:
+    if not isinstance(result, CoroutineType):
+        return
+    import inspect
+
+    if inspect.getcoroutinestate(result) == inspect.CORO_CREATED:
         result.close()
+
+
+def is_awaitable(value: Any) -> bool:
+    """As `inspect.isawaitable`, whose module takes as long to import as all that a worker has of ours."""
+    if isinstance(value, GeneratorType):
+        return bool(value.gi_code.co_flags & CO_ITERABLE_COROUTINE)
+    return isinstance(value, Awaitable)
 
 
 class Call:
@@ -324,7 +350,7 @@ class Call:
         result = None
         try:
             result = self._handler(self._task)
-            if type(result) in NOT_AWAITABLE or not inspect.isawaitable(result):
+            if type(result) in NOT_AWAITABLE or not is_awaitable(result):
                 return result
             self._marks.leave()
             return self._run_async(self._follow(result), context=contextvars.copy_context())
@@ -334,6 +360,8 @@ class Call:
 
     async def _follow(self, result: Awaitable[Any]) -> Any:
         """The async half of a handler, where interrupt() finds it."""
+        import asyncio
+
         self._async_task = asyncio.current_task()
         self._loop = asyncio.get_running_loop()
         try:
@@ -400,7 +428,7 @@ class AsyncCall:
         try:
             with restored(self._functions, self._context):
                 result = self._invoke()
-                if inspect.isawaitable(result):
+                if is_awaitable(result):
                     result = await result
             return Outcome(TaskState.SUCCEEDED, result)
         except BaseException as error:

@@ -10,8 +10,6 @@ import traceback
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-import cloudpickle
-
 from taskback._errors import (
     NotSerializableError,
     RemoteError,
@@ -38,6 +36,8 @@ def dumps(value: Any) -> bytes:
 
 
 def _dumps_by_value(value: Any) -> bytes:
+    import cloudpickle  # most programs need none
+
     # In a process of multiprocessing the main script is a module of this name, which cloudpickle would have imported.
     main = sys.modules.get("__mp_main__")
     if main is not None and main.__name__ == "__mp_main__":

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Final
 
+from taskback._public import lives_in
 from taskback._task import plain
 
 Capture = Callable[[], Mapping[str, str]]
@@ -19,6 +20,7 @@ _restores: tuple[Restore, ...] = ()
 _NOTHING: Final[dict[str, str]] = {}  # shared by all tasks that nothing travels beside
 
 
+@lives_in("taskback")
 def add_context(capture: Capture, restore: Restore) -> Callable[[], None]:
     """Have something travel beside every task that is submitted from now on: a trace id, a log field.
 

@@ -6,16 +6,18 @@ What a handler raises reaches the caller as it is; the errors here are for what 
 """
 
 import queue
-import signal
 from collections.abc import Iterable
-from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
+from taskback._public import lives_in
 
+
+@lives_in("taskback")
 class TaskbackError(Exception):
     """The base of all errors that taskback raises."""
 
 
+@lives_in("taskback")
 class TaskCancelled(BaseException):
     """Raised inside a handler to stop it.
 
@@ -24,6 +26,7 @@ class TaskCancelled(BaseException):
     """
 
 
+@lives_in("taskback")
 class BackendClosedError(TaskbackError, RuntimeError):
     """The backend was shut down, or is being shut down, and takes no task."""
 
@@ -36,6 +39,7 @@ class BackendClosedError(TaskbackError, RuntimeError):
         return type(self), (self.backend, self.state)
 
 
+@lives_in("taskback")
 class NoHandlerError(TaskbackError, RuntimeError):
     """A task came before there was a handler."""
 
@@ -48,6 +52,7 @@ class NoHandlerError(TaskbackError, RuntimeError):
         return type(self), (self.backend, self.task_type)
 
 
+@lives_in("taskback")
 class UnknownTaskTypeError(TaskbackError, LookupError):
     """The router has no handler for the task's type and no fallback."""
 
@@ -60,6 +65,7 @@ class UnknownTaskTypeError(TaskbackError, LookupError):
         return type(self), (self.task_type, self.known)
 
 
+@lives_in("taskback")
 class UnknownTaskError(TaskbackError, LookupError):
     """No task of this id is in flight, nor among the ended ones that are kept."""
 
@@ -72,6 +78,7 @@ class UnknownTaskError(TaskbackError, LookupError):
         return type(self), (self.task_id, self.kept)
 
 
+@lives_in("taskback")
 class UnsupportedOptionError(TaskbackError, ValueError):
     """This backend cannot keep an option of the submission."""
 
@@ -85,6 +92,7 @@ class UnsupportedOptionError(TaskbackError, ValueError):
         return type(self), (self.backend, self.option, self.why)
 
 
+@lives_in("taskback")
 class NotSerializableError(TaskbackError, TypeError):
     """Something that must cross to a process cannot be pickled; `path` says which part of it."""
 
@@ -100,30 +108,35 @@ class NotSerializableError(TaskbackError, TypeError):
         return type(self), (self.path, self.type_name, self.why)
 
 
+@lives_in("taskback")
 class TaskNotSerializableError(NotSerializableError):
     """The task cannot be pickled. Raised by submit; nothing was accepted."""
 
     what = "task"
 
 
+@lives_in("taskback")
 class HandlerNotSerializableError(NotSerializableError):
     """The handler, or what it drags along by value, cannot be pickled. Raised by set_handler."""
 
     what = "handler"
 
 
+@lives_in("taskback")
 class ResultNotSerializableError(NotSerializableError):
     """The handler's result cannot be pickled, or not be rebuilt in the parent. Fails its own task alone."""
 
     what = "result"
 
 
+@lives_in("taskback")
 class ProgressNotSerializableError(NotSerializableError):
     """What a handler reported cannot be pickled. Raised by report, in the handler."""
 
     what = "progress"
 
 
+@lives_in("taskback")
 class RemoteTraceback(TaskbackError):
     """The traceback of a worker, as text: the cause of an exception that was raised there."""
 
@@ -135,6 +148,7 @@ class RemoteTraceback(TaskbackError):
         return f"\n{self.text.rstrip()}"
 
 
+@lives_in("taskback")
 class RemoteError(TaskbackError, RuntimeError):
     """Stands for an exception of a worker that could not be rebuilt here."""
 
@@ -148,6 +162,7 @@ class RemoteError(TaskbackError, RuntimeError):
         return type(self), (self.type_name, self.text, self.traceback)
 
 
+@lives_in("taskback")
 class QueueFullError(TaskbackError, queue.Full):
     """The backend's queue is full, and the task was not taken."""
 
@@ -160,6 +175,7 @@ class QueueFullError(TaskbackError, queue.Full):
         return type(self), (self.backend, self.why)
 
 
+@lives_in("taskback")
 class ShedError(TaskbackError, RuntimeError):
     """The task was dropped for another one, since the queue was full. The cause of its `CancelledError`."""
 
@@ -172,6 +188,7 @@ class ShedError(TaskbackError, RuntimeError):
         return type(self), (self.task_id, self.backend)
 
 
+@lives_in("taskback")
 class TaskTimeoutError(TaskbackError, TimeoutError):
     """The task's time was up.
 
@@ -210,56 +227,7 @@ class TaskTimeoutError(TaskbackError, TimeoutError):
         return type(self), (self.task_id, self.timeout, self.ran, self.stack, self.limit, self.stage)
 
 
-class WorkerDiedError(TaskbackError, BrokenProcessPool):
-    """The task's worker died, and the task with it.
-
-    `exitcode` is negative for a signal, as in `multiprocessing`; `peak_rss_bytes` is None where the system did
-    not tell. `ran` is None if the task may not have started.
-    """
-
-    def __init__(
-        self,
-        pid: int | None,
-        exitcode: int | None,
-        ran: float | None = None,
-        peak_rss_bytes: int | None = None,
-        why: str = "",
-    ) -> None:
-        self.pid = pid
-        self.exitcode = exitcode
-        self.ran = ran
-        self.peak_rss_bytes = peak_rss_bytes
-        self.why = why
-        super().__init__(self._text())
-
-    @property
-    def signal_name(self) -> str | None:
-        """The signal that ended the worker (`SIGKILL`), or None if it exited."""
-        if self.exitcode is None or self.exitcode >= 0:
-            return None
-        try:
-            return signal.Signals(-self.exitcode).name
-        except ValueError:  # a real-time signal has no name of its own
-            return f"signal {-self.exitcode}"
-
-    def _text(self) -> str:
-        if self.exitcode is None:
-            how = "ended"
-        elif self.signal_name:
-            how = f"was ended by {self.signal_name}"
-        else:
-            how = f"exited with status {self.exitcode}"
-        text = f"worker pid={self.pid} {how}"
-        if self.ran is not None:
-            text += f" after its task had run for {self.ran:.3f} s"
-        if self.peak_rss_bytes is not None:
-            text += f", peak memory {self.peak_rss_bytes / 2**20:.0f} MiB"
-        return f"{text}; {self.why}" if self.why else text
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.pid, self.exitcode, self.ran, self.peak_rss_bytes, self.why)
-
-
+@lives_in("taskback")
 class TaskAbandonedError(TaskbackError, RuntimeError):
     """The task was told to stop and did not; its thread cannot be killed and may still run."""
 
@@ -273,6 +241,7 @@ class TaskAbandonedError(TaskbackError, RuntimeError):
         return type(self), (self.task_id, self.grace, self.why)
 
 
+@lives_in("taskback")
 class ForeignHandleError(TaskbackError, RuntimeError):
     """The handle belongs to the process that this one was forked from; here it will never end."""
 

@@ -15,14 +15,16 @@ from typing import Any, Final
 
 from taskback import _clock
 from taskback._courier import Courier
+from taskback._progress import Progress
+from taskback._public import lives_in
 from taskback._state import TaskState
-from taskback._task import Progress
 
 logger = logging.getLogger(__name__)
 
 MAX_WAITING_EVENTS: Final = 10_000
 
 
+@lives_in("taskback")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
     """Something that happened in a backend.
@@ -36,6 +38,7 @@ class Event:
     pid: int | None = None
 
 
+@lives_in("taskback")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskEvent(Event):
     """Something that happened to a task.
@@ -51,16 +54,19 @@ class TaskEvent(Event):
     attempt: int
 
 
+@lives_in("taskback")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskQueued(TaskEvent):
     """A task was accepted."""
 
 
+@lives_in("taskback")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskStarted(TaskEvent):
     """A task's handler was called."""
 
 
+@lives_in("taskback")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskProgress(TaskEvent):
     """A handler reported; at most 20 a second a task.
@@ -72,6 +78,7 @@ class TaskProgress(TaskEvent):
     progress: Progress
 
 
+@lives_in("taskback")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskStuck(TaskEvent):
     """A task has run for `stuck_after_seconds` without a report; told once until it reports again.
@@ -85,6 +92,7 @@ class TaskStuck(TaskEvent):
     stack: str
 
 
+@lives_in("taskback")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskRetrying(TaskEvent):
     """An attempt did not succeed, and the task waits to be called again.
@@ -102,6 +110,7 @@ class TaskRetrying(TaskEvent):
     error_text: str | None = None
 
 
+@lives_in("taskback")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskFinished(TaskEvent):
     """A task reached its outcome.
@@ -119,11 +128,13 @@ class TaskFinished(TaskEvent):
     error_text: str | None = None
 
 
+@lives_in("taskback")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerStarted(Event):
     """A worker process is ready."""
 
 
+@lives_in("taskback")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerDied(Event):
     """A worker process ended.

@@ -19,9 +19,11 @@ from taskback._call import Outcome
 from taskback._errors import ForeignHandleError, ShedError
 from taskback._future import OVER, LightFuture
 from taskback._mailbox import Mailbox, mailbox_of
+from taskback._progress import Progress
+from taskback._public import lives_in
 from taskback._run import Attempt, Run
 from taskback._state import TaskState
-from taskback._task import Progress, Task
+from taskback._task import Task
 
 
 class Owner(Protocol):
@@ -36,6 +38,7 @@ class Owner(Protocol):
         ...
 
 
+@lives_in("taskback")
 class TaskHandle(LightFuture):
     """A submitted task, as its submitter sees it.
 

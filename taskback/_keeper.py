@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from taskback import _clock
+from taskback._loops import call_in
 
 logger = logging.getLogger(__name__)
 
@@ -57,15 +58,6 @@ class LoopThread:
             if loop is not None and not call_in(loop, loop.stop):  # it has ended by itself
                 return None
             return self._thread
-
-
-def call_in(loop: asyncio.AbstractEventLoop, function: Callable[..., Any], *args: Any) -> bool:
-    """Have it called on a loop's thread, from any; False if the loop has closed, as one does one day."""
-    try:
-        loop.call_soon_threadsafe(function, *args)
-    except RuntimeError:
-        return False
-    return True
 
 
 def join(thread: threading.Thread | None, deadline: float) -> bool:

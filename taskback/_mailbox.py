@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from taskback._keeper import call_in
+from taskback._loops import call_in
 
 MOST: Final = 256  # called in one turn
 

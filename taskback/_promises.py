@@ -6,11 +6,14 @@ else than the code does.
 
 from dataclasses import dataclass, field, fields
 
+from taskback._public import lives_in
+
 
 def _promise(words: str) -> bool:
     return field(default=False, metadata={"words": words})
 
 
+@lives_in("taskback")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Promises:
     """What this backend keeps; each field is True where it does.

@@ -9,9 +9,11 @@ from typing import Any
 
 from taskback._chunk import Chunk
 from taskback._handle import TaskHandle
+from taskback._public import lives_in
 from taskback._state import TaskState
 
 
+@lives_in("taskback")
 @dataclass(frozen=True, slots=True)
 class TypeStats:
     """The figures of one task type.
@@ -51,6 +53,7 @@ class TypeStats:
     oldest_seconds: float | None = None
 
 
+@lives_in("taskback")
 @dataclass(frozen=True, slots=True)
 class WorkerStats:
     """One worker, as it is now.
@@ -70,6 +73,7 @@ class WorkerStats:
     rss_bytes: int | None = None
 
 
+@lives_in("taskback")
 @dataclass(frozen=True, slots=True)
 class BackendStats(TypeStats):
     """The figures of a backend since it was made, over all types.
@@ -85,6 +89,7 @@ class BackendStats(TypeStats):
     events_dropped: int = 0
 
 
+@lives_in("taskback")
 @dataclass(slots=True)
 class ShutdownReport:
     """How a shutdown went.

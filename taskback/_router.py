@@ -7,12 +7,14 @@ from typing import Any, Final, TypeVar, overload
 from taskback import _clock
 from taskback._call import Handler
 from taskback._errors import UnknownTaskTypeError
+from taskback._public import lives_in
 from taskback._task import Task, plain
 from taskback.scheduler.rules import Rules, read_rules
 
 H = TypeVar("H", bound=Callable[..., Any])
 
 
+@lives_in("taskback")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy(Rules):
     """How tasks of one type are treated.
@@ -56,6 +58,7 @@ class Policy(Rules):
 NO_POLICY: Final = Policy()
 
 
+@lives_in("taskback")
 class TaskRouter:
     """A handler that passes each task on by its `"type"`.
 

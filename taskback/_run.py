@@ -12,10 +12,13 @@ from typing import Any, Final, NamedTuple
 from taskback import _clock, _codec
 from taskback._call import Outcome
 from taskback._chunk import Chunk, unpack_tasks
+from taskback._progress import Progress
+from taskback._public import lives_in
 from taskback._state import TaskState
-from taskback._task import Progress, Task
+from taskback._task import Task
 
 
+@lives_in("taskback")
 @dataclass(frozen=True, slots=True)
 class Attempt:
     """One attempt at a task.

@@ -3,7 +3,10 @@
 import enum
 from typing import Final
 
+from taskback._public import lives_in
 
+
+@lives_in("taskback")
 class TaskState(enum.Enum):
     """Where a task is.
 
@@ -43,6 +46,7 @@ TASK_MOVES: Final = {
 }
 
 
+@lives_in("taskback")
 class BackendState(enum.Enum):
     """Where a backend is."""
 

@@ -2,35 +2,22 @@
 
 import math
 import numbers
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextvars import ContextVar
-from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from taskback._errors import TaskCancelled
+from taskback._public import lives_in
+
+if TYPE_CHECKING:
+    from taskback._progress import Progress
 
 Task = dict[str, Any]
 
 ANNOUNCE_EVERY_NS: Final = 50_000_000  # listeners and other processes hear of progress at most 20 times a second
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a handler says that it is.
-
-    Attributes:
-        done (float | None): Units of work done, in the handler's own unit.
-        total (float | None): Units in all, or None if not known.
-        stage (str | None): What it is doing now.
-        data (Mapping[str, Any]): Whatever else the last report gave.
-    """
-
-    done: float | None = None
-    total: float | None = None
-    stage: str | None = None
-    data: Mapping[str, Any] = field(default_factory=dict)
-
-
+@lives_in("taskback")
 class CurrentTask:
     """The task that the calling handler was given; see `current_task`.
 
@@ -49,7 +36,7 @@ class CurrentTask:
         type: str | None = None,
         attempt: int = 1,
         deadline: float | None = None,
-        announce: Callable[[Progress], None] | None = None,
+        announce: "Callable[[Progress], None] | None" = None,
     ) -> None:
         self.id = id
         self.type = type
@@ -95,6 +82,8 @@ class CurrentTask:
             TypeError: `done` or `total` is no number, or `stage` no string.
             ValueError: `done` or `total` is NaN.
         """
+        from taskback._progress import Progress
+
         last = self._progress or Progress()
         progress = Progress(
             last.done if done is None else _number("done", done),
@@ -142,6 +131,7 @@ def _text(name: str, value: Any) -> str:
 running_task: ContextVar[CurrentTask | None] = ContextVar("taskback_running_task", default=None)
 
 
+@lives_in("taskback")
 def current_task() -> CurrentTask:
     """The task that the calling handler was given.
 

@@ -14,7 +14,7 @@ import pytest
 from taskback import ProgressNotSerializableError, ResultNotSerializableError, TaskState, current_task
 from taskback._call import Handler
 from taskback._codec import dumps
-from taskback._task import Progress
+from taskback._progress import Progress
 from taskback.pools.child import calls
 
 

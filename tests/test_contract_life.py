@@ -19,7 +19,6 @@ from typing import Any
 import psutil
 import pytest
 
-import taskback
 from taskback import (
     SyncTaskBackend,
     TaskBackend,
@@ -30,6 +29,7 @@ from taskback import (
     get_default_task_backend,
     set_default_task_backend,
 )
+from taskback.backends import default
 from tests import handlers
 from tests.backends import chosen, flavour, in_loop, on
 from tests.gates import PATIENCE
@@ -379,7 +379,7 @@ def test_a_forks_copy_of_a_backend_starts_afresh(entry, tmp_path):
 
 def test_the_default_backend_runs_inline_until_it_is_set(monkeypatch):
     """One for the whole program; what is set is what is given from then on."""
-    monkeypatch.setattr(taskback._backend, "_default", None)
+    monkeypatch.setattr(default, "_default", {})
     before = get_default_task_backend()
     mine = SyncTaskBackend()
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import inspect
 import pickle
 import typing
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Final
 
@@ -14,6 +17,7 @@ import pytest
 
 import taskback
 from taskback import pools
+from tests.helpers import run_python
 
 PUBLIC: Final = {name: getattr(taskback, name) for name in taskback.__all__}
 CLASSES: Final = {name: value for name, value in PUBLIC.items() if isinstance(value, type)}
@@ -69,6 +73,63 @@ def test_the_pools_are_public_by_their_own_list():
         assert (kind.__module__, kind.__qualname__) == ("taskback.pools", name)
         assert kind.__doc__
         assert [method for method, _ in methods_of(kind) if not inspect.getdoc(getattr(kind, method))] == []
+
+
+@pytest.mark.parametrize("package", [taskback, pools], ids=lambda package: package.__name__)
+def test_a_type_checker_is_told_the_same(package):
+    """What a name is when it is looked up is what a checker reads, and each name of the list is there for both."""
+    source = ast.parse(Path(package.__file__).read_text("utf-8"))
+    read = {
+        alias.name: getattr(importlib.import_module(str(node.module)), alias.name)
+        for branch in source.body
+        if isinstance(branch, ast.If)
+        for node in branch.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+
+    assert sorted(read) == list(package.__all__)
+    assert [name for name, value in read.items() if getattr(package, name) is not value] == []
+    assert set(package.__all__) <= set(dir(package))
+
+
+def test_what_is_not_there_is_no_attribute():
+    """As of any module."""
+    with pytest.raises(AttributeError, match=r"module 'taskback' has no attribute 'Nothing'") as refused:
+        taskback.Nothing  # noqa: B018  # to look it up is what is tested
+
+    assert (refused.value.name, refused.value.obj) == ("Nothing", taskback)
+    assert not hasattr(pools, "Nothing")
+
+
+HEAVY: Final = ("asyncio", "cloudpickle", "concurrent.futures.process", "dataclasses", "inspect", "psutil", "random")
+
+
+@pytest.mark.parametrize("what", ["taskback", "taskback.pools", "taskback.pools.child.guardian"])
+def test_what_takes_long_to_import_is_not_imported(what):
+    """Neither by the package, nor by a guardian, whose start is for the greater part its imports."""
+    found = run_python("-c", f"import sys, {what}; print(*sorted(set(sys.modules) & {set(HEAVY)!r}))")
+
+    assert (found.returncode, found.stdout.split()) == (0, []), found.stderr
+
+
+RESOLVE_IN_A_FRESH_PROGRAM = """if True:
+    import pickle, typing
+    from taskback._errors import TaskTimeoutError
+    copy = pickle.loads(pickle.dumps(TaskTimeoutError("t1", 1.0, 1.5)))
+    assert type(copy) is TaskTimeoutError and type(copy).__module__ == "taskback", type(copy)
+    import taskback
+    for name in taskback.__all__:
+        if isinstance(getattr(taskback, name), type):
+            typing.get_type_hints(getattr(taskback, name))
+"""
+
+
+def test_names_are_found_where_none_was_looked_up_before():
+    """By pickle, and by who resolves annotations."""
+    done = run_python("-c", RESOLVE_IN_A_FRESH_PROGRAM)
+
+    assert done.returncode == 0, done.stderr
 
 
 def test_all_is_sorted():

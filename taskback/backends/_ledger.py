@@ -16,14 +16,16 @@ from typing import Any, Final
 
 from taskback import _clock, _codec
 from taskback._call import Outcome
-from taskback._errors import QueueFullError, TaskTimeoutError, UnknownTaskError, WorkerDiedError
+from taskback._errors import QueueFullError, TaskTimeoutError, UnknownTaskError
 from taskback._events import Listeners, TaskFinished, TaskProgress, TaskQueued, TaskRetrying, TaskStarted
 from taskback._handle import TaskHandle
+from taskback._progress import Progress
 from taskback._report import Tally, TypeStats, total
 from taskback._router import NO_POLICY
 from taskback._run import NOTHING_TOLD, End, Run, Told
 from taskback._state import TASK_MOVES, TaskState
-from taskback._task import ANNOUNCE_EVERY_NS, Progress, Task
+from taskback._task import ANNOUNCE_EVERY_NS, Task
+from taskback._worker_died import WorkerDiedError
 from taskback.backends._ticket import Ticket
 from taskback.scheduler.attempts import Verdict
 from taskback.scheduler.census import Waiting

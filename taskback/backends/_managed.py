@@ -34,14 +34,16 @@ from taskback._errors import (
 )
 from taskback._events import Listeners, TaskStuck, WorkerDied, WorkerStarted
 from taskback._handle import TaskHandle
-from taskback._keeper import LoopThread, call_in, join
+from taskback._keeper import LoopThread, join
+from taskback._loops import call_in
 from taskback._mapped import Mapped
 from taskback._options import checked_count
+from taskback._progress import Progress
 from taskback._report import BackendStats, ShutdownReport, WorkerStats
 from taskback._router import NO_POLICY, TaskRouter
 from taskback._run import End, Run
 from taskback._state import BACKEND_MOVES, BackendState, TaskState
-from taskback._task import CurrentTask, Progress, Task
+from taskback._task import CurrentTask, Task
 from taskback.backends._alarm import Alarm
 from taskback.backends._closing import Closing
 from taskback.backends._ledger import Ledger, facts_of

@@ -58,9 +58,11 @@ class HandlerPacker:
 
 
 def modules_of(handler: Handler | None) -> tuple[str, ...]:
-    """The modules that a handler travels by name from, which are imported wherever it is used."""
+    """The modules that a handler travels by name from, which are imported wherever it is used, and what runs it."""
     handlers = [*handler._handlers.values(), handler._fallback] if isinstance(handler, TaskRouter) else [handler]
     found = {getattr(inspect.unwrap(each), "__module__", None) for each in (*handlers, *restores()) if callable(each)}
+    if any(inspect.iscoroutinefunction(inspect.unwrap(each)) for each in handlers if callable(each)):
+        found.add("asyncio")
     return tuple(
         sorted(
             name

@@ -10,7 +10,7 @@ import asyncio
 import threading
 
 from taskback import _clock
-from taskback._keeper import call_in
+from taskback._loops import call_in
 from taskback._run import Run
 from taskback._task import Task
 

@@ -6,12 +6,14 @@ from taskback import _clock
 from taskback._call import Handler
 from taskback._keeper import LoopThread, join
 from taskback._promises import Promises
+from taskback._public import lives_in
 from taskback._run import Run
 from taskback.backends._managed import ManagedBackend
 from taskback.pools.lane import Lane
 from taskback.pools.loop_lane import LoopLane
 
 
+@lives_in("taskback")
 class AsyncFireAndTrackBackend(ManagedBackend):
     """Runs each task as an asyncio task of the loop that submits it.
 

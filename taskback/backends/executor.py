@@ -14,6 +14,7 @@ from taskback._handle import TaskHandle
 from taskback._keeper import join
 from taskback._options import checked_count
 from taskback._promises import Promises
+from taskback._public import lives_in
 from taskback._run import Run
 from taskback._state import BackendState, TaskState
 from taskback.backends._closing import Closing, until_user_code_ends
@@ -55,6 +56,7 @@ _IN_PROCESSES = Promises(
 )
 
 
+@lives_in("taskback")
 class ExecutorTaskBackend(ManagedBackend):
     """Runs tasks on a pool of somebody else's: the stock pools, loky's, any `concurrent.futures.Executor`.
 

@@ -6,9 +6,9 @@ from concurrent.futures import wait as wait_for
 from typing import Any
 
 from taskback import _clock
-from taskback._backend import default_is_made_by
 from taskback._handle import TaskHandle
 from taskback._promises import Promises
+from taskback._public import lives_in
 from taskback._run import Run
 from taskback._state import TaskState
 from taskback._task import Task
@@ -17,6 +17,7 @@ from taskback.pools.loop_lane import LoopLane
 from taskback.pools.thread_lane import ThreadLane
 
 
+@lives_in("taskback")
 class SyncTaskBackend(ManagedBackend):
     """Runs a task as it is submitted: when `submit` returns, the task has run.
 
@@ -132,6 +133,3 @@ class _HerePool(Executor):
         future: Future[Any] = Future()
         future.set_result(fn(*args, **options))
         return future
-
-
-default_is_made_by(SyncTaskBackend)

@@ -9,6 +9,7 @@ from taskback._call import Handler, Outcome
 from taskback._context import restores
 from taskback._options import checked_count
 from taskback._promises import Promises
+from taskback._public import lives_in
 from taskback._report import WorkerStats
 from taskback._router import NO_POLICY
 from taskback._run import Run
@@ -26,6 +27,7 @@ from taskback.pools.worker_lane import fullest
 KILLED_WITHIN: Final = 0.2  # seconds after the grace of a shutdown, from when on the guardian sees to it
 
 
+@lives_in("taskback")
 class ProcessPoolTaskBackend(ManagedBackend):
     """Runs tasks in worker processes: for CPU-heavy handlers, and for handlers that must be stoppable for certain.
 

@@ -3,6 +3,7 @@
 from taskback._call import Handler
 from taskback._options import checked_count
 from taskback._promises import Promises
+from taskback._public import lives_in
 from taskback.backends._closing import until_user_code_ends
 from taskback.backends._managed import MAX_ABANDONED, ManagedBackend
 from taskback.pools import _os
@@ -10,6 +11,7 @@ from taskback.pools.lane import Lane
 from taskback.pools.thread_lane import OwnThreadLane
 
 
+@lives_in("taskback")
 class ThreadPoolTaskBackend(ManagedBackend):
     """Runs tasks in threads: for handlers that block on files, sockets or C code that lets go of the GIL.
 

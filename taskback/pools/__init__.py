@@ -1,9 +1,17 @@
 """Where handlers run: lanes, each with one worker, and executors that can be used by themselves."""
 
-from taskback.pools.process_pool import ProcessPool
-from taskback.pools.thread_pool import ThreadPool
+import typing
+
+from taskback import _public
+
+if typing.TYPE_CHECKING:
+    from taskback.pools.process_pool import ProcessPool
+    from taskback.pools.thread_pool import ThreadPool
 
 __all__ = ["ProcessPool", "ThreadPool"]
 
-for _name in __all__:  # pickles and texts name taskback.pools.X, so that files can move
-    globals()[_name].__module__ = __name__
+__getattr__ = _public.finder(__name__, {"process_pool": ("ProcessPool",), "thread_pool": ("ThreadPool",)})
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

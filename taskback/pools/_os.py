@@ -7,7 +7,6 @@ import os
 import select
 import signal
 import socket
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Final
@@ -110,6 +109,8 @@ def unnamed_file(name: str) -> int:
     """A file in memory where there is such a thing, and one without a name where there is not."""
     if hasattr(os, "memfd_create"):
         return os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    import tempfile
+
     with tempfile.TemporaryFile() as file:
         return os.dup(file.fileno())
 

@@ -22,7 +22,8 @@ from contextlib import suppress
 from typing import Any, Final
 
 from taskback import _clock, _codec
-from taskback._errors import TaskCancelled, WorkerDiedError
+from taskback._errors import TaskCancelled
+from taskback._worker_died import WorkerDiedError
 from taskback.pools.by_value import Packer
 from taskback.pools.child import packets
 from taskback.pools.child.packets import Packet

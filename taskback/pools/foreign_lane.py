@@ -15,9 +15,9 @@ from functools import partial
 
 from taskback import _clock
 from taskback._call import Outcome
-from taskback._errors import WorkerDiedError
 from taskback._run import Run
 from taskback._state import TaskState
+from taskback._worker_died import WorkerDiedError
 from taskback.pools import trees
 from taskback.pools.child import calls
 from taskback.pools.lane import LaneOwner, OneRun

@@ -8,8 +8,8 @@ from typing import Protocol
 
 from taskback._call import AsyncCall, Call, Outcome
 from taskback._keeper import LoopThread
+from taskback._progress import Progress
 from taskback._run import End, Run
-from taskback._task import Progress
 
 
 class Lane(Protocol):

@@ -9,7 +9,7 @@ import os
 from functools import partial
 
 from taskback._call import AsyncCall, Outcome
-from taskback._keeper import call_in
+from taskback._loops import call_in
 from taskback._run import Run
 from taskback._state import TaskState
 from taskback.pools.lane import LaneOwner, OneRun

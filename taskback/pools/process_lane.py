@@ -30,10 +30,10 @@ from typing import Final
 
 from taskback import _clock, _codec
 from taskback._call import Outcome
-from taskback._errors import WorkerDiedError
 from taskback._keeper import join
 from taskback._run import End, Run
 from taskback._state import TaskState
+from taskback._worker_died import WorkerDiedError
 from taskback.pools import trees
 from taskback.pools.child import calls, chunks, journal, packets, status_page
 from taskback.pools.child.packets import Packet

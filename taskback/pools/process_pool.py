@@ -12,6 +12,7 @@ from concurrent.futures import Executor, Future, thread
 from typing import Any, Final, TypeVar
 
 from taskback import _clock, _forks, _role
+from taskback._public import lives_in
 from taskback.pools import _os, guardian_client, worker_process
 from taskback.pools.call_queue import CallQueue
 from taskback.pools.guardian_client import GuardianClient
@@ -25,6 +26,7 @@ TERMINATE_GRACE: Final = 2.0  # seconds that calls get to take the exception
 LAST_WORD: Final = 2.0  # seconds that lanes get to bury what was killed, at the end of the program
 
 
+@lives_in("taskback.pools")
 class ProcessPool(Executor):
     """Runs functions in worker processes.
 

@@ -21,6 +21,7 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, ClassVar, ParamSpec, TypeVar
 
+from taskback._public import lives_in
 from taskback.pools import _os, program_end
 from taskback.pools.future import PoolFuture
 from taskback.pools.mapping import map_in_order
@@ -34,6 +35,7 @@ T = TypeVar("T")
 Initialize = Callable[[], object]
 
 
+@lives_in("taskback.pools")
 class ThreadPool(Executor):
     """Runs calls in threads: a `concurrent.futures.Executor`, to be used like the standard library's.
 

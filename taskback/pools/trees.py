@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 
-import psutil
+import psutil  # not when it is needed: that may be in an exit hook, where an import makes CPython forget Ctrl-C
 
 from taskback import _clock
 from taskback.pools import _os

@@ -22,7 +22,7 @@ from collections.abc import Iterable
 from typing import Any, Final, Protocol, TypeVar
 
 from taskback import _clock, _codec
-from taskback._errors import WorkerDiedError
+from taskback._worker_died import WorkerDiedError
 from taskback.pools import _os
 from taskback.pools.child import packets
 from taskback.pools.child.packets import Packet

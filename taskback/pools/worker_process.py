@@ -34,7 +34,7 @@ from typing import Any, Final
 
 from taskback import _clock, _codec, _forks
 from taskback._clock import monotonic
-from taskback._errors import WorkerDiedError
+from taskback._worker_died import WorkerDiedError
 from taskback.pools import _os, trees
 from taskback.pools.child import packets, status_page, streams
 from taskback.pools.child.packets import NoRoomError, Packet

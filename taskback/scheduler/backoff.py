@@ -5,8 +5,10 @@ import random
 from dataclasses import dataclass
 
 from taskback import _clock
+from taskback._public import lives_in
 
 
+@lives_in("taskback")
 @dataclass(frozen=True, slots=True)
 class Backoff:
     """Waits that grow from one to the next, up to a limit, and differ from task to task.

@@ -32,6 +32,7 @@ BOOT: Final = (  # it ends without a word where its parent is gone before it has
     "b = marshal.loads(s.recv(1 << 18) or sys.exit()); "
     "sys.path[:] = b['path']; from taskback.pools.child import boot; boot.begin(s, b)"
 )
+BY_VALUE: Final = "cloudpickle"  # reads what travels by value
 THREAD_CAPS: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
@@ -49,7 +50,7 @@ def description(modules: "tuple[str, ...]", streams: bool) -> dict[str, Any]:
         "cwd": _directory(),
         "filters": _filters(),
         "authkey": bytes(multiprocessing.process.current_process().authkey),
-        "modules": list(modules),
+        "modules": [*modules, *([BY_VALUE] if BY_VALUE in sys.modules else [])],
         "streams": streams,
     }
 

@@ -5,22 +5,26 @@ What crosses is bytes of ours, both ways, so that no exception, task or result c
 Holds: `perform` returns bytes whatever the handler does, unless its process ends.
 """
 
-import asyncio
 import contextvars
 import os
 import pickle
 import struct
 import sys
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from taskback import _clock, _codec, _role
 from taskback._call import Call, Handler, Outcome, SignalMarks, close_struck
 from taskback._context import Restore
 from taskback._errors import ProgressNotSerializableError, ResultNotSerializableError, TaskCancelled
 from taskback._state import TaskState
-from taskback._task import CurrentTask, Progress, checked_type
+from taskback._task import CurrentTask, checked_type
 from taskback.pools.child import packets
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from taskback._progress import Progress
 
 _STARTED: Final = struct.Struct("<Q")
 _BRIEF: Final = struct.Struct("<QB")  # the handler's number, and how long the id is
@@ -55,7 +59,7 @@ class Request(NamedTuple):
 PackedProgress = tuple[float | None, float | None, str | None, bytes | None]
 
 
-def pack_progress(progress: Progress) -> PackedProgress:
+def pack_progress(progress: "Progress") -> PackedProgress:
     """A progress as what can be read without running user code; its data stays packed until someone looks."""
     if not progress.data:
         return progress.done, progress.total, progress.stage, None
@@ -65,8 +69,10 @@ def pack_progress(progress: Progress) -> PackedProgress:
     return progress.done, progress.total, progress.stage, data
 
 
-def unpack_progress(packed: PackedProgress) -> Progress:
+def unpack_progress(packed: PackedProgress) -> "Progress":
     """What `pack_progress` packed."""
+    from taskback._progress import Progress
+
     done, total, stage, data = packed
     return Progress(done, total, stage, {} if data is None else _codec.PackedMapping(data))
 
@@ -111,7 +117,7 @@ def unpack_reply(data: bytes) -> Reply:
 
 
 _handlers: dict[tuple[str, int], tuple[Handler, tuple[Restore, ...]]] = {}
-_runner: asyncio.Runner | None = None
+_runner: "asyncio.Runner | None" = None
 
 
 def load_handler(key: tuple[str, int], data: bytes | None) -> tuple[Handler, tuple[Restore, ...]]:
@@ -135,7 +141,7 @@ def _load(request: Request) -> tuple[Handler, tuple[Restore, ...]]:
 def perform(
     data: bytes,
     begin: Callable[[Request, Call], bool] = lambda request, call: True,
-    announce: Callable[[int, Progress], None] | None = None,
+    announce: "Callable[[int, Progress], None] | None" = None,
     marks: SignalMarks | None = None,
     load: Callable[[Request], "tuple[Handler, tuple[Restore, ...]]"] | None = None,
 ) -> bytes:
@@ -193,7 +199,7 @@ def unpack_brief(number: int, data: Any) -> Request:
 def carry_out(
     request: Request,
     begin: Callable[[Request, Call], bool],
-    announce: Callable[[int, Progress], None] | None,
+    announce: "Callable[[int, Progress], None] | None",
     marks: SignalMarks | None,
     load: Callable[[Request], "tuple[Handler, tuple[Restore, ...]]"],
 ) -> Done:
@@ -266,6 +272,8 @@ def run_async(main: Any, /, *, context: contextvars.Context) -> Any:
 
     Source: a kept runner costs 28 us a call where `asyncio.run` costs 177 us (measured on Python 3.11).
     """
+    import asyncio
+
     global _runner
     runner, _runner = _runner or asyncio.Runner(), None  # kept only if the handler leaves it whole
     try:

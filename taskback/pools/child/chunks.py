@@ -9,7 +9,6 @@ tasks, or within one, which then has no result.
 """
 
 import contextvars
-import inspect
 import marshal
 import pickle
 import struct
@@ -17,7 +16,7 @@ from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 from taskback import _clock, _codec
-from taskback._call import NOT_AWAITABLE, Call, Handler, SignalMarks
+from taskback._call import NOT_AWAITABLE, Call, Handler, SignalMarks, is_awaitable
 from taskback._chunk import BRIEF, FAILED, PLAIN, unpack_tasks
 from taskback._errors import ResultNotSerializableError, TaskCancelled
 from taskback._task import CurrentTask, checked_type, running_task
@@ -102,7 +101,7 @@ class ChunkCall:
                     note(result)
                 else:
                     self.all_plain = False
-                    if kind not in NOT_AWAITABLE and inspect.isawaitable(result):
+                    if kind not in NOT_AWAITABLE and is_awaitable(result):
                         result = self._awaited(result)
                     data, flag = _codec.dumps_or_refuse(result, "result", ResultNotSerializableError), 0
             except BaseException as error:

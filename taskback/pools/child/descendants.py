@@ -7,8 +7,6 @@ import os
 from contextlib import suppress
 from typing import Final
 
-import psutil
-
 _TELLS: Final = os.path.exists(f"/proc/self/task/{os.getpid()}/children")
 
 
@@ -27,6 +25,8 @@ def children(pid: int) -> list[int]:
 
 
 def _children_by_table(pid: int) -> list[int]:
+    import psutil
+
     try:
         return [child.pid for child in psutil.Process(pid).children()]
     except psutil.Error:

@@ -16,23 +16,25 @@ import functools
 import logging
 import os
 import pickle
-import random
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from taskback import _codec
 from taskback._call import Call, SignalMarks
-from taskback._task import ANNOUNCE_EVERY_NS, Progress
+from taskback._task import ANNOUNCE_EVERY_NS
 from taskback.pools import _os
 from taskback.pools.child import boot, calls, chunks, lifeline, packets, streams
 from taskback.pools.child.functions import FunctionCall, Functions, packed_error, packed_reply
 from taskback.pools.child.packets import NoRoomError, Packet
 from taskback.pools.child.status_page import StatusPage
+
+if TYPE_CHECKING:
+    from taskback._progress import Progress
 
 NO_ROOM_LIMIT: Final = 2.0  # seconds that a reply waits for descriptors
 BROKEN: Final = 70  # the exit status of a worker that lost its connection
@@ -102,7 +104,6 @@ class Worker:
         _os.be_first_to_go()
         atexit._clear()  # what the guardian has registered is the guardian's
         os.register_at_fork(after_in_child=self._forked)
-        random.seed()
         numpy_random = sys.modules.get("numpy.random")
         if numpy_random is not None:
             numpy_random.seed()
@@ -218,7 +219,7 @@ class Worker:
                     kind, data = packets.ERROR, packed_error(why)
                 time.sleep(0.01)
 
-    def _announce(self, number: int, progress: Progress) -> None:
+    def _announce(self, number: int, progress: "Progress") -> None:
         """Put progress on the page, and now and then say that there is news."""
         if os.getpid() != self._pid:  # a fork that the handler made has no say
             return

@@ -13,8 +13,7 @@ parent.
 
 import mmap
 import os
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from taskback.pools import _os
 from taskback.pools._os import fcntl
@@ -34,8 +33,7 @@ IN_USER_CODE: Final = 2
 REPLYING: Final = 3
 
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
+class Snapshot(NamedTuple):
     """What a worker was doing at one moment.
 
     Attributes:
