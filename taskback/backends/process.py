@@ -43,6 +43,9 @@ class ProcessPoolTaskBackend(ManagedBackend):
     Args:
         handler (Callable[[dict], Any] | None): Sync or async; None leaves it to `set_handler`.
         max_workers (int | None): Processes; None takes the CPUs that this process may use (affinity and cgroup quota).
+        max_tasks_per_child (int | None): After so many tasks a worker is replaced; 1 gives each task a fresh process,
+            with the handler's modules imported. Its successor is started when it has its last one, so up to twice
+            `max_workers` processes are there at a time. None never replaces one.
         timeout (float | None): Seconds that a task may run, where neither its type nor its submission says so.
         shutdown_timeout_seconds (float): How long `shutdown` drains if it is not told.
         cancel_grace_seconds (float): How long a task that is told to stop may take before its worker is killed.
@@ -93,6 +96,7 @@ class ProcessPoolTaskBackend(ManagedBackend):
         handler: Handler | None = None,
         *,
         max_workers: int | None = None,
+        max_tasks_per_child: int | None = None,
         timeout: float | None = None,
         shutdown_timeout_seconds: float = 20.0,
         cancel_grace_seconds: float = 2.0,
@@ -106,6 +110,9 @@ class ProcessPoolTaskBackend(ManagedBackend):
         if max_workers is None:
             max_workers = _os.available_cpus()
         self._count = self._max_workers = checked_count("max_workers", max_workers, least=1)
+        if max_tasks_per_child is not None:
+            checked_count("max_tasks_per_child", max_tasks_per_child, least=1)
+        self._max_tasks_per_child = max_tasks_per_child
         super().__init__(
             handler,
             timeout=timeout,
@@ -126,7 +133,7 @@ class ProcessPoolTaskBackend(ManagedBackend):
 
     def _open(self) -> None:
         self._packer.forget()
-        guardian = self._guardian = GuardianClient(modules_of(self._executor))
+        guardian = self._guardian = GuardianClient(modules_of(self._executor), max_calls=self._max_tasks_per_child)
         self._processes = [ProcessLane(self, guardian, f"{self._name}-{number}") for number in range(self._count)]
         self.keeper.start()
         for lane in self._processes:

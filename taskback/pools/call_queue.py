@@ -74,7 +74,6 @@ class CallQueue:
         guardian (GuardianClient): Starts the workers.
         initializer (Callable[..., object] | None): Called in each worker first.
         initargs (tuple[Any, ...]): With these.
-        max_calls (int | None): After so many a worker is replaced.
     """
 
     def __init__(
@@ -84,13 +83,11 @@ class CallQueue:
         guardian: GuardianClient,
         initializer: Callable[..., object] | None = None,
         initargs: "tuple[Any, ...]" = (),
-        max_calls: int | None = None,
     ) -> None:
         self._name = name
         self._max_workers = max_workers
         self._guardian = guardian
         self._hello = _codec.dumps((initializer, initargs, {}))
-        self._max_calls = max_calls
         self._packer = Packer()
         self._lock = threading.Lock()
         self._states = threading.RLock()
@@ -153,7 +150,7 @@ class CallQueue:
             with self._lock:
                 if len(self._lanes) >= self._max_workers:
                     return
-                lane = WorkerLane(self, self._guardian, f"{self._name}-{next(self._lane_numbers)}", self._max_calls)
+                lane = WorkerLane(self, self._guardian, f"{self._name}-{next(self._lane_numbers)}")
                 self._lanes = (*self._lanes, lane)
             lane.start()
         except (OSError, RuntimeError) as error:  # no descriptors; or the program ends and starts no more threads

@@ -134,10 +134,12 @@ class GuardianClient:
     Args:
         modules (tuple[str, ...]): It imports them, so that workers need not.
         streams (bool): Whether workers are spoken to by streams, not by packets.
+        max_calls (int | None): After so many a worker ends; None has it go on.
     """
 
-    def __init__(self, modules: "tuple[str, ...]" = (), streams: bool = False) -> None:
+    def __init__(self, modules: "tuple[str, ...]" = (), streams: bool = False, max_calls: int | None = None) -> None:
         self.streams = streams
+        self.max_calls = max_calls
         self._modules = modules
         self._lock = threading.Lock()
         self._guard: Guard | None = None
@@ -176,7 +178,7 @@ class GuardianClient:
 
     def _description(self) -> dict[str, Any]:
         flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # as multiprocessing does
-        return {**boot.description(self._modules, self.streams), "flags": ["-P", *flags]}
+        return {**boot.description(self._modules, self.streams, self.max_calls), "flags": ["-P", *flags]}
 
     def _replace(self, guard: Guard) -> None:
         """One that takes no requests is no guardian; what is below it dies with it."""

@@ -48,7 +48,8 @@ class ProcessPool(Executor):
         initializer (Callable[..., object] | None): Called in each worker before its first call. If it fails, the pool
             is broken, and says so from then on.
         initargs (tuple): With these arguments.
-        max_tasks_per_child (int | None): After so many calls a worker is replaced; None never does.
+        max_tasks_per_child (int | None): After so many calls a worker is replaced; None never does. Its successor is
+            started when it has its last one, so up to twice `max_workers` processes are there at a time.
         preload (Iterable[str]): Modules that workers find imported.
         exit_grace_seconds (float): How long the end of a program that has not shut the pool down waits for its calls;
             after it, those that have not begun are cancelled, and workers are killed.
@@ -91,14 +92,13 @@ class ProcessPool(Executor):
         self._start_afresh()
 
     def _start_afresh(self) -> None:
-        self._guardian = GuardianClient(self._preload, streams=self._by_streams)
+        self._guardian = GuardianClient(self._preload, self._by_streams, self._max_tasks_per_child)
         self._queue = CallQueue(
             f"{type(self).__name__}-{id(self):x}",
             self._max_workers,
             self._guardian,
             self._initializer,
             self._initargs,
-            self._max_tasks_per_child,
         )
         self._finalizer = weakref.finalize(self, self._queue.abandon)
         self._finalizer.atexit = False

@@ -7,6 +7,9 @@ Calls that the source gives for that are sent ahead: a window of a millisecond o
 one takes here, so that a quick worker need not wait for its lane. When the call that runs takes longer than that, or
 another lane has nothing to do, what the worker has not read is taken back, and the window is 1 again.
 
+Where a worker is replaced after so many calls, its successor is started as soon as it has its last one, and is ready
+when that is answered: so there is one worker more a lane at most, at its start, waiting, or at its end.
+
 Threads: send(), give_back(), interrupt(), kill(), stack(), wake() on any; all else on the lane's own.
 Holds: no exception ends a lane: it fails the calls it holds, has its worker killed, and starts anew. Every item that
 was sent comes to the source once: finished, failed, lost, or put back.
@@ -45,16 +48,16 @@ class WorkerLane:
         source (Source): Where calls come from.
         guardian (GuardianClient): Starts the workers.
         name (str): The thread's, and for log lines.
-        max_calls (int | None): After so many a worker is replaced.
     """
 
-    def __init__(self, source: Source, guardian: GuardianClient, name: str, max_calls: int | None = None) -> None:
+    def __init__(self, source: Source, guardian: GuardianClient, name: str) -> None:
         self.name = name
         self._source = source
         self._guardian = guardian
-        self._max_calls = max_calls
+        self._max_calls = guardian.max_calls
         self._bell = _os.Bell()
         self._worker: WorkerProcess | None = None
+        self._successor: WorkerProcess | None = None  # of one that has its last call
         self._answered = 0  # calls, by the worker that there is
         self._window = 1  # calls that may be out
         self._most_ahead = 1 if guardian.streams else MOST_AHEAD
@@ -107,7 +110,10 @@ class WorkerLane:
         kind, call, data, function, seconds, grace = self._source.message(item)
         if seconds is not None:
             worker.limit(call, seconds, grace)
-        return worker.send(kind, call, data, item, function)
+        sent = worker.send(kind, call, data, item, function)
+        if sent and self._max_calls is not None:
+            self._bell.ring()  # it may be its last one
+        return sent
 
     def interrupt(self, call: int, firmly: bool) -> None:
         """Tell a call to stop, without waiting; one that is not read goes back, and nothing happens if it is over."""
@@ -150,6 +156,7 @@ class WorkerLane:
             while not self._source.is_over() and self._one_worker():
                 pass
         finally:
+            self._end_successor()
             self._source.lane_ended(self)
 
     def _one_worker(self) -> bool:
@@ -159,7 +166,8 @@ class WorkerLane:
         not_started: BaseException | None = None
         self.tried_ns = _clock.monotonic_ns()
         try:
-            worker = self._worker = WorkerProcess(self._guardian, self._source.hello(), self._bell)
+            worker, self._successor = self._successor or self._started(), None
+            self._worker = worker
             if worker.await_ready(self._source.is_over):
                 self._serve(worker)
         except BaseException as error:
@@ -178,6 +186,26 @@ class WorkerLane:
                 self._bury_somehow(worker, error)
         return not_started is None or self._try_again(not_started, ending)
 
+    def _started(self) -> WorkerProcess:
+        return WorkerProcess(self._guardian, self._source.hello(), self._bell)
+
+    def _start_successor(self, worker: WorkerProcess) -> None:
+        """If the worker has its last call, have the next one started meanwhile."""
+        if self._max_calls is None or self._successor is not None or not worker.out:
+            return
+        if self._answered + len(worker.out) >= self._max_calls and not self._source.is_over():
+            try:
+                self._successor = self._started()
+            except OSError as error:  # it is tried again, and told, when the worker has ended
+                logger.debug("%s: no successor could be started yet: %s", self.name, str(error))
+
+    def _end_successor(self) -> None:
+        successor, self._successor = self._successor, None
+        if successor is not None:
+            successor.kill("it was killed, for it was not needed any more")
+            successor.await_end()
+            successor.close()
+
     def _serve(self, worker: WorkerProcess) -> None:
         """Have the worker do what there is, until it ends or is to."""
         self._answered = self._failures = 0
@@ -187,6 +215,7 @@ class WorkerLane:
         self._fill(worker)
         guarded = True
         while not worker.over and not self._leaves(worker):
+            self._start_successor(worker)
             worker.wait(self._patience(worker))
             if guarded and not worker.guarded:
                 guarded = False

@@ -36,12 +36,13 @@ BY_VALUE: Final = "cloudpickle"  # reads what travels by value
 THREAD_CAPS: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
-def description(modules: "tuple[str, ...]", streams: bool) -> dict[str, Any]:
+def description(modules: "tuple[str, ...]", streams: bool, max_calls: int | None = None) -> dict[str, Any]:
     """What a new process is told: how this one is, and what to import.
 
     Args:
         modules (tuple[str, ...]): Imported once, by the guardian.
         streams (bool): Whether workers are spoken to by streams, not by packets.
+        max_calls (int | None): After so many a worker ends.
     """
     return {
         "role": "guardian",
@@ -52,6 +53,7 @@ def description(modules: "tuple[str, ...]", streams: bool) -> dict[str, Any]:
         "authkey": bytes(multiprocessing.process.current_process().authkey),
         "modules": [*modules, *([BY_VALUE] if BY_VALUE in sys.modules else [])],
         "streams": streams,
+        "max_calls": max_calls,
     }
 
 
@@ -91,7 +93,7 @@ def begin(sock: socket.socket, described: dict[str, Any]) -> None:
         from taskback.pools.child import loop
 
         imported(described["modules"])
-        run = loop.Worker(loop.Descriptors(*described["fds"]), described["streams"]).live
+        run = loop.Worker(loop.Descriptors(*described["fds"]), described["streams"], described["max_calls"]).live
         sock.close()
     try:
         run()

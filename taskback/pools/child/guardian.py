@@ -190,7 +190,7 @@ class Guardian:
             child.fate.close()
             child.page.close()
             self._let_go()
-            loop.Worker(loop.Descriptors(*fds), self._described["streams"]).live()
+            loop.Worker(loop.Descriptors(*fds), self._described["streams"], self._described["max_calls"]).live()
         except BaseException:
             logger.error("a worker ends", exc_info=True)
         finally:

@@ -66,11 +66,13 @@ class Worker:
     Args:
         fds (Descriptors): Its own from now on.
         by_streams (bool): Whether it is spoken to by streams, not by packets.
+        max_calls (int | None): After so many it ends by itself; its parent, which counts too, sends it no more.
     """
 
-    def __init__(self, fds: Descriptors, by_streams: bool) -> None:
+    def __init__(self, fds: Descriptors, by_streams: bool, max_calls: int | None = None) -> None:
         make: Callable[[int], Any] = streams.worker_end if by_streams else packets.worker_end
         self._pid = os.getpid()
+        self._calls_left = -1 if max_calls is None else max_calls
         self._fds = fds
         self._ours = {fd: _identity(fd) for fd in (fds.calls, fds.replies, fds.lifeline, fds.stack)}
         self._calls = make(fds.calls)
@@ -134,7 +136,7 @@ class Worker:
     # --- calls ---
 
     def _serve(self) -> None:
-        while True:
+        while self._calls_left:
             try:
                 packet: Packet = self._calls.receive(wait=True)
             except EOFError:  # the parent is gone, and the lifeline has not seen to it
@@ -142,6 +144,7 @@ class Worker:
             if packet.kind == packets.BYE:
                 return
             self._perform(packet)
+            self._calls_left -= 1
 
     def _perform(self, packet: Packet) -> None:
         self._page.begin(packet.id, time.monotonic_ns())
