@@ -305,6 +305,27 @@ def test_a_handler_that_cannot_be_imported(desk: Desk, handler: str, complaint: 
     assert not desk.out.exists()
 
 
+@pytest.mark.parametrize("raised", ["ModuleNotFoundError(\"No module named 'gone'\")", "SystemExit(3)"])
+def test_a_handler_that_cannot_be_imported_in_workers(desk: Desk, raised: str) -> None:
+    """The error, and where it was raised; no task is spent on it, so --resume runs them all."""
+    desk.write_tasks(*numbered(3))
+    # The first one to import it is the command itself.
+    (desk.directory / "picky.py").write_text(
+        "import os\ntry:\n    os.close(os.open('imported', os.O_CREAT | os.O_EXCL))\n"
+        f"except FileExistsError:\n    raise {raised}\ndef handle(task): ...\n"
+    )
+
+    status, command = desk.run("picky:handle", "--out", "results.jsonl")
+
+    assert status == 2
+    assert "taskback: the workers cannot be started: " + raised.partition("(")[0] in command.err.text
+    assert 'picky.py", line 5' in command.err.text
+    assert desk.results() == []
+    (desk.directory / "picky.py").write_text("def handle(task): return task['n']\n")
+    status, command = desk.run("picky:handle", "--out", "results.jsonl", "--resume")
+    assert (status, [record["result"] for record in desk.results()]) == (0, [1, 2, 3]), command.err.text
+
+
 def test_the_current_directory_is_searched_by_the_console_script_too(desk: Desk) -> None:
     """Here and in workers: what `python -m` finds, `taskback` finds."""
     desk.write_tasks({"do": "path"})

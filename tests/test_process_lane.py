@@ -203,7 +203,7 @@ def test_where_no_worker_can_be_started_the_tasks_are_told_why(make, descriptors
     """LOST, with a telling error, and once there is room again the backend serves."""
     backend = make(max_workers=2)
     descriptors(3)
-    backend.initialize_sync()
+    backend.initialize_sync(warm=False)
 
     handle = backend.submit_sync({})
     error = handle.exception(LIMIT)

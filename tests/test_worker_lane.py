@@ -83,8 +83,8 @@ class Scheduler:
 
     # --- what a source is asked and told ---
 
-    def hello(self) -> bytes:
-        return _codec.dumps((None, (), {}))
+    def hello(self) -> tuple[bytes, None]:
+        return _codec.dumps((None, (), {})), None
 
     def take(self, lane: WorkerLane) -> Task | None:
         with self._lock:

@@ -51,6 +51,7 @@ from taskback.backends._packing import HandlerPacker
 from taskback.backends._stopping import Stopping
 from taskback.backends._submitting import SubmittingBackend
 from taskback.backends._telling import UserCodeMark, log_attempt, log_end, stack_of
+from taskback.backends._warming import Warming
 from taskback.backends._watch import Watch
 from taskback.pools import _os
 from taskback.pools.lane import Lane
@@ -135,6 +136,7 @@ class ManagedBackend(SubmittingBackend):
             watched = (self._lanes, self._ledger.refresh, self._tell_stuck)
             self._watch = Watch(self._stuck_after, *watched, self.keeper, self._callbacks)
         self._closing: Closing | None = None
+        self._warming: Warming | None = None  # of this life, where its workers are started before the first task
         self._idle: list[Lane] = []
         self._in_user_code: dict[int, tuple[str, str]] = {}  # by thread: what it does, of which task
 
@@ -223,37 +225,102 @@ class ManagedBackend(SubmittingBackend):
 
     # --- start ---
 
-    async def initialize(self) -> None:
+    async def initialize(self, *, warm: bool = True, timeout: float | None = 60.0) -> None:
         """Get ready to take tasks. A second call does nothing; after `shutdown` it starts afresh.
 
+        Args:
+            warm (bool): Whether worker processes are started now, in parallel, and waited for until each has loaded
+                the handler: what that raises, this raises. (A handler that is set later is loaded with the first
+                task.) False has them started by the first task. Other backends need no warming.
+            timeout (float | None): Seconds that this may take; None sets no bound.
+
         Raises:
             BackendClosedError: The backend is being shut down.
             RuntimeError: Called while a worker imports its handler or the main script.
+            TimeoutError: The workers were not ready in time.
+            WorkerDiedError: No worker could be started.
+            BaseException: What loading the handler raised in a worker, with the worker's traceback as its cause.
+                After this, or if it is cancelled, the backend is shut down, and can be initialized again.
         """
-        self.initialize_sync()
+        deadline = _clock.deadline_after(timeout)
+        warming = self._begin(warm)
+        if warming is None:
+            return
+        try:
+            async with asyncio.timeout_at(None if timeout is None else deadline):
+                await asyncio.shield(asyncio.wrap_future(warming.done))
+        except BaseException as error:
+            if isinstance(error, TimeoutError) and warming.succeeded:  # just in time
+                return
+            late = isinstance(error, TimeoutError) and not warming.done.done()
+            closing = self._give_up_start(warming)
+            if closing is not None:
+                await asyncio.shield(asyncio.wrap_future(closing.done))
+                self._reported(closing)
+            if late:
+                raise self._too_late(timeout) from None
+            raise
 
-    def initialize_sync(self) -> None:
+    def initialize_sync(self, *, warm: bool = True, timeout: float | None = 60.0) -> None:
         """`initialize`, for callers without an event loop; from any thread.
 
+        Args:
+            warm (bool): As for `initialize`.
+            timeout (float | None): As for `initialize`.
+
         Raises:
             BackendClosedError: The backend is being shut down.
             RuntimeError: Called while a worker imports its handler or the main script.
+            TimeoutError: The workers were not ready in time.
+            WorkerDiedError: No worker could be started.
+            BaseException: As from `initialize`.
         """
+        deadline = _clock.deadline_after(timeout)
+        warming = self._begin(warm)
+        if warming is None:
+            return
+        try:
+            warming.done.result(None if timeout is None else max(0.0, deadline - _clock.monotonic()))
+        except BaseException as error:
+            if isinstance(error, TimeoutError) and warming.succeeded:
+                return
+            late = isinstance(error, TimeoutError) and not warming.done.done()
+            closing = self._give_up_start(warming)
+            if closing is not None:
+                closing.done.result()
+                self._reported(closing)
+            if late:
+                raise self._too_late(timeout) from None
+            raise
+
+    def _begin(self, warm: bool) -> Warming | None:
+        """Start, unless that has been done; what there is to wait for."""
         _role.refuse_to_start(self._name)
         with self._open_lock:
-            if self._state is BackendState.RUNNING:
-                return
-            if self._state in (BackendState.DRAINING, BackendState.STOPPING):
-                raise BackendClosedError(self._name, self._state.value)
-            self._check_floors(self._executor)  # a router's may have been written down after set_handler
-            tell_at_the_end(self)
-            self._open()
-            with self._ledger.lock:
-                self._closing = None
-                self._alarm = Alarm(self.keeper, self._time_has_come)  # the old one's timer went with the keeper's loop
-                self._ledger.on_end = None
-                self._move(BackendState.RUNNING)
-                self._ledger.open = self._initialized = True
+            if self._state is not BackendState.RUNNING:
+                if self._state in (BackendState.DRAINING, BackendState.STOPPING):
+                    raise BackendClosedError(self._name, self._state.value)
+                self._check_floors(self._executor)  # a router's may have been written down after set_handler
+                tell_at_the_end(self)
+                self._warming = Warming() if warm else None
+                self._open()
+                with self._ledger.lock:
+                    self._closing = None
+                    # The old one's timer went with the keeper's loop.
+                    self._alarm = Alarm(self.keeper, self._time_has_come)
+                    self._ledger.on_end = None
+                    self._move(BackendState.RUNNING)
+                    self._ledger.open = self._initialized = True
+            return None if self._warming is None or not warm else self._warming.joined()
+
+    def _give_up_start(self, warming: Warming) -> Closing | None:
+        """Somebody waits no more for the first workers: the shutdown that is to be waited for, if any."""
+        if warming.left() or (not warming.succeeded and warming.done.done()):
+            return self._begin_shutdown(0, warming)
+        return None
+
+    def _too_late(self, timeout: float | None) -> TimeoutError:
+        return TimeoutError(f"the workers of {self._name} were not ready within {timeout:g} s; is an import hanging?")
 
     def _move(self, state: BackendState) -> None:
         """Change the backend's state. The ledger's lock is held."""
@@ -509,6 +576,9 @@ class ManagedBackend(SubmittingBackend):
         if self._listeners.listening:
             self._listeners.emit(WorkerStarted, pid=pid)
 
+    def lane_ready(self, lane: Lane, error: BaseException | None) -> None:
+        """The lane's worker is ready; `error` is what loading the handler has raised there."""
+
     def worker_died(self, pid: int, exitcode: int | None, run: Run | None) -> None:
         """A worker process has ended."""
         if self._listeners.listening:
@@ -605,10 +675,13 @@ class ManagedBackend(SubmittingBackend):
         join(closing.thread, _clock.monotonic() + 1.0)  # it has nothing to do but end
         return closing.full_report()
 
-    def _begin_shutdown(self, timeout: float | None) -> Closing | None:
+    def _begin_shutdown(self, timeout: float | None, failed: Warming | None = None) -> Closing | None:
+        """Begin it, or hurry it; after a start that has failed, only of that life and if nobody else has begun it."""
         deadline = _clock.deadline_after(self._shutdown_timeout if timeout is None else timeout)
         with self._open_lock, self._ledger.lock:
-            closing = self._closing
+            closing, warming = self._closing, None
+            if failed is not None and (self._warming is not failed or self._state is not BackendState.RUNNING):
+                return failed.closing
             if self._state is BackendState.NEW:
                 self._move(BackendState.STOPPED)
             if self._state is BackendState.STOPPED:
@@ -621,8 +694,13 @@ class ManagedBackend(SubmittingBackend):
                 self._ledger.on_end = closing.note
                 self._move(BackendState.DRAINING)
                 self.keeper.call(closing.start, deadline)
+                warming, self._warming = self._warming, None
+                if failed is not None:
+                    failed.closing = closing
         assert closing is not None
         closing.hurry(deadline)
+        if warming is not None:
+            warming.fail(BackendClosedError(self._name, BackendState.DRAINING.value))
         return closing
 
     def hurry(self, timeout: float = 0) -> None:

@@ -50,6 +50,10 @@ class SubmittingBackend(TaskBackend):
         """Whether a lane is idle, or there might be more of them. Takes no lock."""
 
     @abstractmethod
+    def initialize_sync(self, *, warm: bool = True, timeout: float | None = 60.0) -> None:
+        """Get ready to take tasks."""
+
+    @abstractmethod
     def look_again(self) -> None:
         """Hand over what may start."""
 
@@ -195,7 +199,7 @@ class SubmittingBackend(TaskBackend):
     def _be_open(self, task_type: str | None) -> None:
         if self._state is BackendState.NEW:
             logger.warning("%s: a task of type %r came before initialize; initializing", self._name, task_type)
-            self.initialize_sync()
+            self.initialize_sync(warm=False)  # submit is prompt
         elif self._state is not BackendState.RUNNING:
             raise BackendClosedError(self._name, self._state.value)
 

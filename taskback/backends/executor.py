@@ -19,6 +19,7 @@ from taskback._run import Run
 from taskback._state import BackendState, TaskState
 from taskback.backends._closing import Closing, until_user_code_ends
 from taskback.backends._managed import ManagedBackend
+from taskback.backends._warming import Warming
 from taskback.pools import trees
 from taskback.pools.foreign_lane import ForeignLane, processes_of
 from taskback.pools.lane import Lane
@@ -229,8 +230,8 @@ class ExecutorTaskBackend(ManagedBackend):
         if self._in_process:
             super()._set_limit(run)
 
-    def _begin_shutdown(self, timeout: float | None) -> Closing | None:
-        closing = super()._begin_shutdown(timeout)
+    def _begin_shutdown(self, timeout: float | None, failed: Warming | None = None) -> Closing | None:
+        closing = super()._begin_shutdown(timeout, failed)
         if closing is None:
             with self._open_lock:
                 unused = self._pool if self._state is BackendState.STOPPED else None

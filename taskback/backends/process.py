@@ -1,6 +1,7 @@
 """`ProcessPoolTaskBackend`: runs tasks in worker processes."""
 
 import asyncio
+from contextlib import suppress
 from copy import copy
 from typing import Final
 
@@ -133,11 +134,21 @@ class ProcessPoolTaskBackend(ManagedBackend):
 
     def _open(self) -> None:
         self._packer.forget()
+        with suppress(Exception):  # which each task is told
+            self.handler_bytes()  # once, before each lane does it
         guardian = self._guardian = GuardianClient(modules_of(self._executor), max_calls=self._max_tasks_per_child)
         self._processes = [ProcessLane(self, guardian, f"{self._name}-{number}") for number in range(self._count)]
         self.keeper.start()
-        for lane in self._processes:
-            self.keeper.call(lane.start)
+        if self._warming is not None:
+            self._warming.expect(self._processes)
+            for lane in self._processes:
+                self.keeper.call(lane.start)
+
+    def lane_ready(self, lane: Lane, error: BaseException | None) -> None:
+        """The lane's worker is ready; whoever waits for the first ones is told."""
+        warming = self._warming
+        if warming is not None:
+            warming.ready(lane, error)
 
     def _accepted(self, run: Run, queue: bool) -> None:
         for lane in self._processes:
@@ -196,6 +207,9 @@ class ProcessPoolTaskBackend(ManagedBackend):
 
         What came after the last try had begun is not told of that: it may find things mended.
         """
+        warming = self._warming
+        if warming is not None:
+            warming.unable(lane, error)
         if any(other.hopeful for other in self._processes if other is not lane):
             return True
         with self._ledger.lock:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from taskback import BackendClosedError, TaskBackend, TaskHandle
+from taskback.cli.complaints import CommandError
 from taskback.cli.messages import Ended, InputOver, Messages, Refused, Withdrawn
 from taskback.cli.resume import Finished
 from taskback.cli.source import Source, check_id, source_of
@@ -54,10 +55,19 @@ class Feed(threading.Thread):
         """Feed until the input ends or the window is closed; the last message says how it went."""
         try:
             if not self._window.closed:
-                self._backend.initialize_sync()
+                self._start()
             self._messages.put(InputOver(complete=self._feed()))
         except BaseException as error:  # the main thread decides what becomes of the run
             self._messages.put(InputOver(complete=False, error=error))
+
+    def _start(self) -> None:
+        """Have the workers ready; what keeps them from it ends the run, and not each of its tasks."""
+        try:
+            self._backend.initialize_sync()
+        except BackendClosedError:  # the run is over already
+            raise
+        except BaseException as error:  # the handler's module may call sys.exit() in a worker
+            raise CommandError(f"the workers cannot be started: {type(error).__name__}: {error}") from error
 
     def stop(self) -> None:
         """Take no more lines; ends this thread's wait for the window or the input."""

@@ -219,8 +219,8 @@ class CallQueue:
 
     # --- lanes; see `Source` ---
 
-    def hello(self) -> bytes:
-        return self._hello
+    def hello(self) -> "tuple[bytes, None]":
+        return self._hello, None
 
     def take(self, lane: WorkerLane) -> _Call | None:
         asked = False

@@ -170,6 +170,10 @@ class LaneOwner(Protocol):
         """A worker process is ready."""
         ...
 
+    def lane_ready(self, lane: Lane, error: BaseException | None) -> None:
+        """The lane's worker is ready; `error` is what loading the handler has raised there."""
+        ...
+
     def worker_died(self, pid: int, exitcode: int | None, run: Run | None) -> None:
         """A worker process has ended."""
         ...

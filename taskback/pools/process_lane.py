@@ -204,8 +204,13 @@ class ProcessLane:
 
     # --- for the worker lane: a source of calls ---
 
-    def hello(self) -> bytes:
-        return _HELLO
+    def hello(self) -> "tuple[bytes, tuple[int, bytes] | None]":
+        try:
+            key, handler = self._owner.handler_bytes()
+        except Exception as error:  # it cannot travel any more, which each task is told
+            logger.debug("%s: workers start without the handler: %s", self.name, str(error))
+            return _HELLO, None
+        return _HELLO, None if handler is None else (key[1], handler)
 
     def take(self, lane: WorkerLane) -> Run | None:
         self.lowest = math.inf  # it has nothing
@@ -356,6 +361,14 @@ class ProcessLane:
 
     def worker_started(self, lane: WorkerLane, pid: int) -> None:
         self._owner.worker_started(pid)
+        self._owner.lane_ready(self, self._trouble(lane))
+
+    def _trouble(self, lane: WorkerLane) -> BaseException | None:
+        """What its worker could not load the handler for."""
+        if not lane.trouble:
+            return None
+        with self._owner.user_code("rebuilding the error of the handler's import", ""):
+            return _codec.unpack_error(pickle.loads(lane.trouble))
 
     def worker_ended(self, lane: WorkerLane, ending: Ending, run: Run | None) -> None:
         assert ending.pid is not None

@@ -40,8 +40,12 @@ class Message(NamedTuple):
 class Source(Protocol):
     """All is called by a lane's own thread, under no lock; `take`, `put_back` and `message` by any."""
 
-    def hello(self) -> bytes:
-        """What each worker does before its first call, packed as a call is: (initializer, arguments, {})."""
+    def hello(self) -> "tuple[bytes, tuple[int, bytes] | None]":
+        """What each worker does before its first call, packed as a call is: (initializer, arguments, {}).
+
+        And a function, by number, that it is to have unpickled by then; if that fails, `worker_started` finds it as
+        the lane's `trouble`, and so does each call of it.
+        """
         ...
 
     def take(self, lane: "WorkerLane") -> Any | None:

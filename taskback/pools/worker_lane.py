@@ -78,6 +78,12 @@ class WorkerLane:
         return worker.pid if worker is not None and worker.ready and not worker.over else None
 
     @property
+    def trouble(self) -> bytes:
+        """What its worker could not unpickle before its first call: the packed error; empty if there is none."""
+        worker = self._worker
+        return b"" if worker is None else worker.trouble
+
+    @property
     def ahead(self) -> int:
         """How many calls its worker has."""
         worker = self._worker
@@ -187,7 +193,8 @@ class WorkerLane:
         return not_started is None or self._try_again(not_started, ending)
 
     def _started(self) -> WorkerProcess:
-        return WorkerProcess(self._guardian, self._source.hello(), self._bell)
+        hello, function = self._source.hello()
+        return WorkerProcess(self._guardian, hello, self._bell, function)
 
     def _start_successor(self, worker: WorkerProcess) -> None:
         """If the worker has its last call, have the next one started meanwhile."""

@@ -99,21 +99,30 @@ class WorkerProcess:
     Args:
         guardian (GuardianClient): Starts it.
         hello (bytes): What it is to do before its first call, packed as a call is.
+        function (tuple[int, bytes] | None): By number, what it is to have unpickled by then.
         bell (Bell): Ends `wait` when it is rung.
 
     Attributes:
         pid (int): Its number; 0 until the guardian has told.
         out (dict[int, Any]): What it was sent and has not answered, by id.
         ready (bool): Whether it takes calls.
+        trouble (bytes): What unpickling that function has raised, packed; empty if nothing.
         guarded (bool): Whether its guardian lives.
         recalls (int): How many times calls were taken back from it.
         struck (list[int]): Calls whose time limit the guardian has found to be up, until the lane has told.
     """
 
-    def __init__(self, guardian: GuardianClient, hello: bytes, bell: _os.Bell) -> None:
+    def __init__(
+        self,
+        guardian: GuardianClient,
+        hello: bytes,
+        bell: _os.Bell,
+        function: "tuple[int, bytes] | None" = None,
+    ) -> None:
         self.pid = 0
         self.out: dict[int, Any] = {}
         self.ready = False
+        self.trouble = b""
         self.guarded = True
         self.recalls = 0
         self.struck: list[int] = []
@@ -136,7 +145,7 @@ class WorkerProcess:
         try:
             with _forks.held_back(), ExitStack() as theirs:
                 self._open(theirs)
-                self._calls.send(packets.HELLO, 0, hello)
+                self._greet(hello, function)
                 self._guard, self._number = guardian.start_worker(self._descriptors)
                 self._calls.given()
                 self._replies.given()
@@ -169,6 +178,14 @@ class WorkerProcess:
         self._poll = select.poll()
         for fd in (self._replies.fileno(), self._fate.fileno(), self._bell.fileno()):
             self._poll.register(fd, select.POLLIN)
+
+    def _greet(self, hello: bytes, function: "tuple[int, bytes] | None") -> None:
+        if function is None:
+            self._calls.send(packets.HELLO, 0, hello)
+        else:
+            bundle = pickle.dumps((*function, 0, hello))
+            self._calls.send(packets.HELLO | packets.WITH_FUNCTION, 0, bundle)
+            self._known[function[0]] = None  # for it is never taken back
 
     def __repr__(self) -> str:
         return f"<WorkerProcess pid={self.pid} out={list(self.out)}>"
@@ -204,7 +221,10 @@ class WorkerProcess:
         if packet.kind == packets.UNFIT:
             error = InitializerError("the initializer of a worker failed")
             raise error from _codec.unpack_error(pickle.loads(packet.data))
-        return packet.kind == packets.READY
+        if packet.kind != packets.READY:
+            return False
+        self.trouble = packet.data
+        return True
 
     # --- what is said to it ---
 

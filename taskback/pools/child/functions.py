@@ -39,6 +39,15 @@ class Functions:
             del self._packed[number]
         return self._kept[number]
 
+    def trouble(self) -> bytes:
+        """Unpickle what was brought: the packed error if that fails, which fails each call of it, too; else nothing."""
+        try:
+            for number in list(self._packed):
+                self.kept(number)
+        except BaseException as error:  # a module may call sys.exit() when it is imported
+            return packed_error(error)
+        return b""
+
     def unpack(self, data: Any) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
         """Function, arguments and keyword arguments of a call; raises whatever unpickling raises."""
         _role.begin_import("a function")

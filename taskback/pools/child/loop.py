@@ -120,17 +120,20 @@ class Worker:
 
     def _greet(self) -> bool:
         """Do what is to be done before the first call; False if that failed."""
-        packet = self._calls.receive(wait=True)
+        packet: Packet = self._calls.receive(wait=True)
+        brings = packet.kind & packets.WITH_FUNCTION
         try:
-            initializer, arguments, _ = self._functions.unpack(packet.data)
+            hello = self._functions.keep(packet.data) if brings else packet.data
+            initializer, arguments, _ = self._functions.unpack(hello)
             if initializer is not None:
                 initializer(*arguments)
         except BaseException as error:
             logging.getLogger("concurrent.futures").critical("Exception in initializer:", exc_info=True)  # as stock
             self._replies.send(packets.UNFIT, 0, packed_error(error), wait=True)
             return False
+        trouble = self._functions.trouble()
         _leave_if_forked(self._pid)
-        self._replies.send(packets.READY, 0, wait=True)
+        self._replies.send(packets.READY, 0, trouble, wait=True)
         return True
 
     # --- calls ---

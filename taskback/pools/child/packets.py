@@ -47,9 +47,9 @@ TASK: Final = 3  # call a backend's handler with a task
 BYE: Final = 4  # end, once this is read
 BRIEF: Final = 5  # a TASK of which there is little to say; see `calls.brief`
 CHUNK: Final = 6  # several tasks; see `chunks`
-WITH_FUNCTION: Final = 8  # added to CALL, TASK, BRIEF and CHUNK: it brings a function, which is to be kept
+WITH_FUNCTION: Final = 8  # added to HELLO, CALL, TASK, BRIEF and CHUNK: it brings a function, which is to be kept
 # From the worker
-READY: Final = 16  # HELLO is done
+READY: Final = 16  # HELLO is done; bytes: of the function it brought, the packed error if it cannot be unpickled
 UNFIT: Final = 17  # HELLO failed; bytes: the packed error
 RESULT: Final = 18  # bytes: the pickled result
 ERROR: Final = 19  # bytes: the packed error
@@ -62,7 +62,7 @@ CHUNKED: Final = 24  # of a CHUNK that is over; bytes: what came of it
 PART: Final = 25  # of a CHUNK under way; bytes: the results so far
 
 _CALLS: Final = (CALL, TASK, BRIEF, CHUNK)
-TO_WORKER: Final = (HELLO, *_CALLS, *(kind | WITH_FUNCTION for kind in _CALLS), BYE)
+TO_WORKER: Final = (HELLO, HELLO | WITH_FUNCTION, *_CALLS, *(kind | WITH_FUNCTION for kind in _CALLS), BYE)
 REPLIES: Final = frozenset((RESULT, ERROR, DONE, VALUE, CHUNKED))
 KINDS: Final = frozenset((*TO_WORKER, *REPLIES, READY, UNFIT, PROGRESS, BEGUN, PART))
 
