@@ -47,10 +47,10 @@ def process_backends(usual: Callable[..., Any], grace: float) -> Iterator[Callab
     """Makes running backends of one worker, with this handler and grace if it is not told others; shuts them down."""
     made: list[ProcessPoolTaskBackend] = []
 
-    def make(handler: Callable[..., Any] = usual, **options: Any) -> ProcessPoolTaskBackend:
+    def make(handler: Callable[..., Any] = usual, *, warm: bool = True, **options: Any) -> ProcessPoolTaskBackend:
         backend = ProcessPoolTaskBackend(handler, **{"max_workers": 1, "cancel_grace_seconds": grace, **options})
         made.append(backend)
-        backend.initialize_sync()
+        backend.initialize_sync(warm=warm)
         return backend
 
     try:

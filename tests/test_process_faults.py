@@ -371,7 +371,7 @@ def test_a_module_that_a_worker_cannot_import_fails_the_task_with_the_reason(mak
         patch.syspath_prepend(str(tmp_path))
         import here_only  # type: ignore[import-not-found]  # written a moment ago
     (tmp_path / "here_only.py").unlink()
-    backend = make(here_only.handler)
+    backend = make(here_only.handler, warm=False)
 
     errors = [await_end(backend.submit_sync({})) for _ in range(3)]
 
@@ -392,7 +392,7 @@ def test_workers_that_cannot_start_are_told_and_not_tried_for_ever(make, tmp_pat
     monkeypatch.syspath_prepend(str(tmp_path))
     import deadly  # type: ignore[import-not-found]  # written a moment ago
 
-    backend = make(deadly.handler, max_workers=2)
+    backend = make(deadly.handler, max_workers=2, warm=False)
 
     errors = [await_end(backend.submit_sync({})) for _ in range(2)]
 

@@ -174,7 +174,7 @@ def test_a_module_that_starts_a_backend_when_it_is_imported_starts_none_in_worke
                 "import taskback\\n"
                 "def handler(task):\\n    return 1\\n"
                 "backend = taskback.ProcessPoolTaskBackend(handler, max_workers=1)\\n"
-                "backend.initialize_sync()\\n"
+                "backend.initialize_sync(warm=False)\\n"
             )
             import greedy
             error = greedy.backend.submit_sync({}).exception(10)
@@ -187,6 +187,30 @@ def test_a_module_that_starts_a_backend_when_it_is_imported_starts_none_in_worke
     assert program.end() == 0, program.err
 
     assert "Traceback" not in program.err
+
+
+def test_a_module_that_waits_for_its_workers_when_it_is_imported_is_told(start):
+    """As soon as it does."""
+    program = start(
+        guarded(
+            "",
+            """
+            open("greedy.py", "w").write(
+                "import taskback\\n"
+                "def handler(task):\\n    return 1\\n"
+                "with taskback.ProcessPoolTaskBackend(handler, max_workers=1): ...\\n"
+            )
+            try:
+                import greedy
+            except RuntimeError as error:
+                assert "imports its handler" in str(error), error
+                tell("refused")
+            """,
+        )
+    )
+
+    assert program.line() == "refused"
+    assert program.end() == 0, program.err
 
 
 def test_handlers_that_a_router_learns_later_reach_the_workers(start):

@@ -1,9 +1,9 @@
 """What all backends of ours share: passing tasks to lanes, stopping them, and the end. `_submitting` takes them.
 
 Threads: submit, cancel, shutdown on any; lanes call back on theirs; limits and the shutdown run on the keeper's.
-Locks: _open_lock is held while the backend starts; of the program's only what makes a pool runs under it. Below it
-comes the ledger's lock (see there), which also guards _state, _idle and which lane has which run. Decide under it, act
-outside.
+Locks: _open_lock is held while the backend starts; of the program's only what makes a pool, and what pickles a handler,
+runs under it. Below it comes the ledger's lock (see there), which also guards _state, _idle and which lane has which
+run. Decide under it, act outside.
 Holds: a run is handed to one lane at a time. Every run that is handed over comes to `ended` or to `come_back`.
 
 Lanes with a worker process take runs themselves (`next_run`), and only a lane that found none is in _idle; the others

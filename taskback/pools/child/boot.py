@@ -114,7 +114,8 @@ def prepare(described: dict[str, Any]) -> None:
         with suppress(OSError):
             os.chdir(described["cwd"])
     if described["filters"]:
-        with suppress(Exception):
+        # A category is looked up by its name: its module is imported here, numpy for one.
+        with suppress(Exception), _role.importing("a category of warnings"):
             warnings.filters[:] = pickle.loads(described["filters"])  # type: ignore[index]  # it is a list
     # What a multiprocessing.Manager gives answers only those who have its maker's.
     multiprocessing.process.current_process().authkey = described["authkey"]
