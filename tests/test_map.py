@@ -371,7 +371,7 @@ def test_a_shutdown_says_what_is_unfinished(backend, tmp_path):
     assert stats.accepted == stats.succeeded + stats.cancelled
 
 
-@pytest.mark.parametrize("why", ["policy", "timeout", "listener", "context", "limit", "kept"])
+@pytest.mark.parametrize("why", ["policy", "timeout", "listener", "context", "limit", "kept", "fresh"])
 def test_where_each_task_counts_they_go_one_by_one(why):
     """With all that a task of its own has."""
     router = TaskRouter()
@@ -380,6 +380,7 @@ def test_where_each_task_counts_they_go_one_by_one(why):
         "timeout": {"timeout": LIMIT},
         "limit": {"max_queued": 4},
         "kept": {"keep_ended": 100},
+        "fresh": {"max_tasks_per_child": 1},
     }
     options = by_name.get(why, {})
     events: list[Any] = []

@@ -173,6 +173,7 @@ class ProcessPoolTaskBackend(ManagedBackend):
             and self._ledger.pressure is None
             and not self._listeners.listening
             and not restores()
+            and self._max_tasks_per_child is None
             and _os.HAS_PACKETS
         )
 
