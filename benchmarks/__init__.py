@@ -1,1 +1,1 @@
-"""What things cost, as ratios to the stock pools in the same run: `scripts/bench-threads`."""
+"""What things cost, beside other pools in the same run: `scripts/bench`. See `benchmarks/__main__.py`."""

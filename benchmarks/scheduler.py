@@ -6,7 +6,7 @@ processor time of this thread. What a submission that joins another costs is par
 
 The last row is a task without any policy, against the plain queue that backends had before.
 
-    python -m benchmarks.scheduler [--rounds 7] [--check]
+    scripts/bench scheduler [--rounds 7]
 """
 
 import argparse
