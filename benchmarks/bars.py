@@ -54,7 +54,7 @@ class Verdict(Enum):
 
     OK = "ok"
     MISSED = "MISSED"
-    NOT_YET = "not yet"  # ours cannot do it
+    NO_FIGURE = "no figure"  # of ours: it cannot do that yet, or it failed
     UNKNOWN = "unknown"  # what it is relative to has no figure
     LEFT_OUT = "left out"  # the peers were, on purpose
 
@@ -136,7 +136,7 @@ def judge(line: Line, bar: Bar, ours: str, figures: Figures, without_peers: bool
     """
     at_least = line.more_is_better
     if not figures.get(ours):
-        return Judged(bar, Verdict.NOT_YET, at_least=at_least)
+        return Judged(bar, Verdict.NO_FIGURE, at_least=at_least)
     mine = figures[ours]
     of = best_peer(line, figures) if bar.of == PEERS else bar.of
     if bar.of is None:

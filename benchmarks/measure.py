@@ -52,17 +52,18 @@ class Arm:
             bufsize=0,
             start_new_session=True,
         )
+        self.pid = self._process.pid  # of its process group, too
         self._rest = b""
 
     def pause(self) -> None:
         """Stop it, and those of its workers that are in its process group."""
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGSTOP)
+            os.killpg(self.pid, signal.SIGSTOP)
 
     def resume(self) -> None:
         """Let it go on."""
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGCONT)
+            os.killpg(self.pid, signal.SIGCONT)
 
     def begin(self) -> None:
         """Have it measure a round."""
@@ -123,11 +124,11 @@ class Arm:
     def kill(self) -> None:
         """End it with all that is below it."""
         with contextlib.suppress(psutil.NoSuchProcess):
-            for child in psutil.Process(self._process.pid).children(recursive=True):
+            for child in psutil.Process(self.pid).children(recursive=True):
                 with contextlib.suppress(psutil.NoSuchProcess):
                     child.kill()
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+            os.killpg(self.pid, signal.SIGKILL)
         self._process.wait()
         self._let_go()
 

@@ -114,7 +114,7 @@ def text(results: Sequence[Result]) -> str:
         line = result.line
         lines = [line.title]
         for judged in result.judged():
-            lines.append(f"  {judged.verdict.value:8} {bar_words(line, judged)}")
+            lines.append(f"  {judged.verdict.value:9} {bar_words(line, judged)}")
         best = best_peer(line, result.figures)
         for contender, values in result.figures.items():
             marks = [f"{len(values)} rounds" if len(values) > 1 else "1 round"]
