@@ -105,6 +105,13 @@ class Result:
         """The verdict on each bar."""
         return [judge(self.line, bar, self.ours, self.figures, self.without_peers) for bar in self.line.bars]
 
+    def to_best_peer(self) -> tuple[float, str] | None:
+        """Ours as a multiple of the best peer's, and who that is; None where one of them has no figure."""
+        best, ours = best_peer(self.line, self.figures), self.figures.get(self.ours)
+        return (
+            None if best is None or not ours or not any(self.figures[best]) else (ratio(ours, self.figures[best]), best)
+        )
+
 
 def best_peer(line: Line, figures: Figures) -> str | None:
     """The contender that is neither ours nor a reference and has the best median."""

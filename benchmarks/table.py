@@ -74,9 +74,7 @@ def bar_words(line: Line, judged: Judged) -> str:
     asked = "at least" if judged.at_least else "at most"
     if bar.of is None:
         return f"{asked} {amount(bar.limit, line.unit)}"
-    of = named(bar.of) if judged.of is None else named(judged.of)
-    if bar.of == PEERS and judged.of is not None:
-        of = f"{of}, the best peer"
+    of = PEERS if bar.of == PEERS else named(bar.of)
     if bar.more:
         found = "" if judged.found is None else f"{amount(abs(judged.found), line.unit)} "
         found += "" if judged.found is None else "less than " if judged.found < 0 else "more than "
@@ -84,6 +82,14 @@ def bar_words(line: Line, judged: Judged) -> str:
     times = "×" if judged.at_least else "of"
     found = "" if judged.found is None else f"{number(judged.found)} {times} "
     return f"{found}{of} ({asked} {bar.limit:g})"
+
+
+def best_words(result: Result) -> str:
+    """How ours is to the best peer: `0.92 of pebble`; empty where one of them has no figure."""
+    found = result.to_best_peer()
+    if found is None:
+        return ""
+    return f"{number(found[0])} {'×' if result.line.more_is_better else 'of'} {named(found[1])}"
 
 
 def machine() -> list[str]:
@@ -116,6 +122,8 @@ def text(results: Sequence[Result]) -> str:
         for judged in result.judged():
             lines.append(f"  {judged.verdict.value:9} {bar_words(line, judged)}")
         best = best_peer(line, result.figures)
+        if to_best := best_words(result):
+            lines.append(f"  {'':9} {to_best}, the best peer")
         for contender, values in result.figures.items():
             marks = [f"{len(values)} rounds" if len(values) > 1 else "1 round"]
             if contender == best:
@@ -141,7 +149,8 @@ def cell(result: Result, contender: str, spread: bool = True) -> str:
 
 def markdown(results: Sequence[Result], about: Sequence[str]) -> str:
     """As it stands in the README: a table, and below it what it was measured on."""
-    rows = ["| | taskback | its pool | stock | the others | held against | |", "|---|--:|--:|--:|---|---|---|"]
+    heads = ("", "taskback", "its pool", "stock", "the others", "to the best peer", "held against", "")
+    rows = [f"| {' | '.join(heads)} |", "|---|--:|--:|--:|---|---|---|---|"]
     for result in results:
         line, figures = result.line, result.figures
         ours = [name for name in (result.ours, "pool", "thread-pool") if name in OURS]
@@ -162,6 +171,7 @@ def markdown(results: Sequence[Result], about: Sequence[str]) -> str:
             cell(result, pool) if pool else "",
             cell(result, stock) if stock else "",
             " · ".join(others),
+            best_words(result),
             "; ".join(bar_words(line, each) for each in judged),
             "; ".join(verdicts),
         ]
@@ -198,6 +208,7 @@ def as_json(results: Sequence[Result], about: Sequence[str]) -> dict[str, Any]:
                 "more_is_better": result.line.more_is_better,
                 "ours": result.ours,
                 "best_peer": best_peer(result.line, result.figures),
+                "to_best_peer": (result.to_best_peer() or (None,))[0],
                 "references": sorted(REFERENCES & result.figures.keys()),
                 "medians": {name: median(values) for name, values in result.figures.items()},
                 "rounds": result.figures,
