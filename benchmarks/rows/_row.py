@@ -109,7 +109,9 @@ def told_by(module: str, *arguments: str) -> float:
     return float(done.stdout.split()[-1])
 
 
-def trips(contender: Contender, task: dict[str, Any], most: int, seconds: float) -> list[float]:
+def trips(
+    contender: Contender, task: dict[str, Any], most: int, seconds: float, first: dict[str, Any] | None = None
+) -> list[float]:
     """Seconds that a task takes, there and back, one at a time, from a thread or else in the contender's own loop.
 
     Args:
@@ -117,11 +119,12 @@ def trips(contender: Contender, task: dict[str, Any], most: int, seconds: float)
         task (dict): What is handed over.
         most (int): So many of them.
         seconds (float): But no more after that time.
+        first (dict | None): What is handed over three times before, so that workers are there; None for the same.
     """
     if "call" not in contender.can:
-        return awaited_trips(contender, task, most, seconds)
+        return awaited_trips(contender, task, most, seconds, first)
     for _ in range(3):
-        contender.call(task)
+        contender.call(task if first is None else first)
     times = list[float]()
     end = time.perf_counter() + seconds
     while len(times) < most and (began := time.perf_counter()) < end:
@@ -130,11 +133,13 @@ def trips(contender: Contender, task: dict[str, Any], most: int, seconds: float)
     return times
 
 
-def awaited_trips(contender: Contender, task: dict[str, Any], most: int, seconds: float) -> list[float]:
+def awaited_trips(
+    contender: Contender, task: dict[str, Any], most: int, seconds: float, first: dict[str, Any] | None = None
+) -> list[float]:
     """The same in an event loop."""
 
     async def main() -> list[float]:
-        await contender.gather([task] * 3)
+        await contender.gather([task if first is None else first] * 3)
         times = list[float]()
         end = time.perf_counter() + seconds
         while len(times) < most and (began := time.perf_counter()) < end:
