@@ -14,7 +14,7 @@ from benchmarks.work import echo
 ARRAY: Final = 16 * 1024 * 1024  # float64s, which are 128 MB
 SIZES: Final = {"1 KB": 1024, "32 KB": 32 * 1024, "256 KB": 256 * 1024, "1 MB": 1024 * 1024}
 TRIPS: Final = 60
-SECONDS: Final = 0.15  # for slow ones
+SECONDS: Final = 0.1  # for slow ones
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from benchmarks.rows._row import Opened, Row, check, numbered, scaled, together
 from benchmarks.work import nothing
 
 MOST: Final = 300
-SECONDS: Final = 0.7
+SECONDS: Final = 0.5
 
 
 @contextlib.contextmanager
