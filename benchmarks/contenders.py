@@ -15,7 +15,6 @@ import asyncio
 import contextlib
 import importlib
 import importlib.metadata
-import inspect
 import multiprocessing
 import multiprocessing.pool
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -118,15 +117,15 @@ class Contender:
 class _Backend(Contender):
     can = frozenset({"submit", "call", "begin", "gather", "map", "recycle"})
     kind: ClassVar[type[TaskBackend]]
+    warm = True  # whether its workers are there when it is open
 
     def open(self) -> Any:
-        options: dict[str, Any] = {}
-        if self.recycle:
-            if "max_tasks_per_child" not in inspect.signature(self.kind).parameters:
-                raise CannotError("not yet: it has no max_tasks_per_child")
-            options["max_tasks_per_child"] = 1
-        make: Callable[..., TaskBackend] = self.kind
-        return self._stack.enter_context(make(self.function, max_workers=WORKERS, **options))
+        make: Callable[..., Any] = self.kind
+        options = {"max_tasks_per_child": 1} if self.recycle else {}
+        backend = make(self.function, max_workers=WORKERS, **options)
+        backend.initialize_sync(warm=self.warm)
+        self._stack.callback(backend.shutdown_sync)
+        return backend
 
     def submit(self, task: dict[str, Any]) -> Callable[[], Any]:
         result: Callable[[], Any] = self.opened.submit_sync(task).result
@@ -137,10 +136,7 @@ class _Backend(Contender):
         return handle
 
     def map(self, tasks: Tasks, chunk: int | None) -> Iterable[Any]:
-        map_sync = getattr(self.opened, "map_sync", None)
-        if map_sync is None:
-            raise CannotError("not yet: it has no map_sync")
-        results: Iterable[Any] = map_sync(tasks)
+        results: Iterable[Any] = self.opened.map(tasks)
         return results
 
 
