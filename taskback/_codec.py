@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
+from taskback import _packed
 from taskback._errors import (
     NotSerializableError,
     RemoteError,
@@ -17,11 +18,15 @@ from taskback._errors import (
     ResultNotSerializableError,
     TaskNotSerializableError,
 )
+from taskback._packed import LARGE, SMALL, HasLargeError, Packed, Parts, refuse_large
 
-PROTOCOL: Final = 5
-SMALL: Final = 4096  # bytes, which take no time
+PROTOCOL: Final = _packed.PROTOCOL
 _GLOBAL: Final = b"\x93"  # what a pickle has before each name; elsewhere too, perhaps, which does no harm
 MAX_DEPTH: Final = 8  # how deep the search for the culprit goes
+
+# To take a value apart costs microseconds more than to pickle it in one call, and spares copies where it is large. So
+# what came last decides how the next one is tried; either way is right for all, and threads may disagree.
+_last_was_large = False
 
 
 def dumps(value: Any) -> bytes:
@@ -30,22 +35,70 @@ def dumps(value: Any) -> bytes:
         data = pickle.dumps(value, PROTOCOL)
     except Exception:
         return _dumps_by_value(value)
-    if b"main__" in data and (b"__main__" in data or b"__mp_main__" in data):
-        return _dumps_by_value(value)
-    return data
+    return _dumps_by_value(value) if _packed.names_main(data, value) else data
+
+
+def pack(value: Any, borrow: bool = False) -> Packed:
+    """The same, with what is large in it beside the pickle; `borrow`: not copied, but for who sends it at once."""
+    try:
+        packed = pack_by_reference(value, borrow)
+    except Exception:
+        packed = None
+    if packed is None:
+        import cloudpickle  # most programs need none
+
+        _have_main_travel()
+        packed = _packed.take_apart(value, borrow, cloudpickle.Pickler)
+    return packed
+
+
+def pack_by_reference(value: Any, borrow: bool = False) -> Packed | None:
+    """With plain pickle alone, whatever that raises; None where it has left behind the name of the main script."""
+    if not _last_was_large:
+        try:
+            data = pickle.dumps(value, PROTOCOL, buffer_callback=refuse_large)
+        except HasLargeError:
+            return _taken_apart(value, borrow)
+        if len(data) <= SMALL and b"main__" not in data:  # most are, and cost nothing but this
+            return data
+        return _judged(data, value)
+    return _taken_apart(value, borrow)
+
+
+def _taken_apart(value: Any, borrow: bool) -> Packed | None:
+    return _judged(_packed.take_apart(value, borrow), value)
+
+
+def _judged(packed: Packed, value: Any) -> Packed | None:
+    global _last_was_large
+    _last_was_large = len(packed) > LARGE
+    return None if _packed.names_main(packed, value) else packed
 
 
 def _dumps_by_value(value: Any) -> bytes:
-    import cloudpickle  # most programs need none
+    import cloudpickle
+
+    _have_main_travel()
+    return bytes(cloudpickle.dumps(value, PROTOCOL))
+
+
+def _have_main_travel() -> None:
+    import cloudpickle
 
     # In a process of multiprocessing the main script is a module of this name, which cloudpickle would have imported.
     main = sys.modules.get("__mp_main__")
     if main is not None and main.__name__ == "__mp_main__":
         cloudpickle.register_pickle_by_value(main)
-    return bytes(cloudpickle.dumps(value, PROTOCOL))
 
 
-loads = pickle.loads
+def loads(packed: Any) -> Any:
+    """What was pickled; it has the memory of `packed` for its own."""
+    return packed.load() if type(packed) is Parts else pickle.loads(packed)
+
+
+def loads_a_copy(packed: Packed) -> Any:
+    """The same, once more: it shares nothing with `packed`, which is kept."""
+    return packed.load_a_copy() if type(packed) is Parts else pickle.loads(packed)
 
 
 def is_data(data: Any) -> bool:
@@ -57,11 +110,23 @@ def dumps_or_refuse(value: Any, name: str, refusal: type[NotSerializableError]) 
     """Pickle `value`, called `name` in the error that says which part of it cannot be pickled."""
     try:
         return dumps(value)
-    except RecursionError as error:
-        raise refusal(name, type(value).__name__, "it is nested too deeply") from error
     except Exception as error:
-        path, culprit, why = _culprit(name, value, _words(error), MAX_DEPTH)
-        raise refusal(path, type(culprit).__name__, why) from error
+        raise _refusal(error, value, name, refusal) from error
+
+
+def pack_or_refuse(value: Any, name: str, refusal: type[NotSerializableError], borrow: bool = False) -> Packed:
+    """`pack` it, or say the same."""
+    try:
+        return pack(value, borrow)
+    except Exception as error:
+        raise _refusal(error, value, name, refusal) from error
+
+
+def _refusal(error: Exception, value: Any, name: str, refusal: type[NotSerializableError]) -> NotSerializableError:
+    if isinstance(error, RecursionError):
+        return refusal(name, type(value).__name__, "it is nested too deeply")
+    path, culprit, why = _culprit(name, value, _words(error), MAX_DEPTH)
+    return refusal(path, type(culprit).__name__, why)
 
 
 class PackedMapping(Mapping[str, Any]):
@@ -87,15 +152,18 @@ class PackedMapping(Mapping[str, Any]):
         return repr(dict(self))
 
 
-def dumps_task(task: Any) -> bytes:
+def dumps_task(task: Any) -> Packed:
     """Pickle a task for a process, or say which part of it cannot be."""
-    try:
-        data = pickle.dumps(task, PROTOCOL)
-        if b"main__" not in data:
-            return data
-    except Exception:  # the rest is not done in here, or an error of that would have this one as its context
-        data = b""
-    return dumps_or_refuse(task, "task", TaskNotSerializableError)
+    packed: Packed | None = None
+    if not _last_was_large:
+        try:
+            data = pickle.dumps(task, PROTOCOL, buffer_callback=refuse_large)
+            if len(data) <= SMALL and b"main__" not in data:  # most are, and cost nothing but this
+                return data
+            packed = _judged(data, task)
+        except Exception:  # the rest is not done in here, or an error of that would have this one as its context
+            packed = None
+    return pack_or_refuse(task, "task", TaskNotSerializableError) if packed is None else packed
 
 
 def _culprit(path: str, value: Any, why: str, depth: int) -> tuple[str, Any, str]:

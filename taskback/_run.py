@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple
 from taskback import _clock, _codec
 from taskback._call import Outcome
 from taskback._chunk import Chunk, unpack_tasks
+from taskback._packed import Packed
 from taskback._progress import Progress
 from taskback._public import lives_in
 from taskback._state import TaskState
@@ -49,7 +50,7 @@ NOTHING_TOLD: Final[Told] = (None, None, None)
 
 
 class Run:
-    """See the top of the file. `task` is the submitter's dict, copied; `data` the same as bytes, for processes."""
+    """See the top of the file. `task` is the submitter's dict, copied; `data` the same pickled, for processes."""
 
     __slots__ = (
         "_announced_ns",
@@ -100,7 +101,7 @@ class Run:
         id: str,
         type: str | None,
         task: Task | None,
-        data: bytes | None,
+        data: Packed | None,
         *,
         context: dict[str, str],
         priority: int,
@@ -159,7 +160,9 @@ class Run:
             return dict(self._task)
         assert self.data is not None
         task: Task = (
-            _codec.loads(self.data) if self.chunk is None else {"tasks": list(unpack_tasks(_codec.loads(self.data)))}
+            _codec.loads_a_copy(self.data)
+            if self.chunk is None
+            else {"tasks": list(unpack_tasks(_codec.loads_a_copy(self.data)))}
         )
         return task
 
@@ -202,7 +205,7 @@ class Run:
         """Have another one's contents; it never began, and the other never will."""
         self._task, self.data = other._task, other.data
 
-    def replace(self, task: Task | None, data: bytes | None) -> None:
+    def replace(self, task: Task | None, data: Packed | None) -> None:
         """Other contents: those of a submission that joined it before it began."""
         self._task, self.data = task, data
 

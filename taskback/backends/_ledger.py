@@ -19,6 +19,7 @@ from taskback._call import Outcome
 from taskback._errors import QueueFullError, TaskTimeoutError, UnknownTaskError
 from taskback._events import Listeners, TaskFinished, TaskProgress, TaskQueued, TaskRetrying, TaskStarted
 from taskback._handle import TaskHandle
+from taskback._packed import Packed
 from taskback._progress import Progress
 from taskback._report import Tally, TypeStats, total
 from taskback._router import NO_POLICY
@@ -539,7 +540,7 @@ class Merged:
 
     joining: Joining[Run]
     task: Task | None
-    data: bytes | None
+    data: Packed | None
 
 
 def facts_of(run: Run) -> dict[str, Any]:

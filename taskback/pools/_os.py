@@ -3,13 +3,16 @@
 Each name below means the same everywhere; where a system cannot give it, the docstring says what comes instead.
 """
 
+import mmap
 import os
 import select
 import signal
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
+from importlib.machinery import PathFinder
 from typing import Any, Final
 
 fcntl: Any
@@ -23,7 +26,7 @@ SIGKILL: Final[int] = getattr(signal, "SIGKILL", signal.SIGTERM)
 # Real-time signals, far from those that libraries take: stop your call; write your stacks. None where there are none.
 CANCEL_SIGNAL: Final[int | None] = signal.SIGRTMIN + 11 if hasattr(signal, "SIGRTMIN") else None
 STACK_SIGNAL: Final[int | None] = signal.SIGRTMIN + 12 if hasattr(signal, "SIGRTMIN") else None
-# Whether there are packet sockets, memory without a name, and descriptors that travel.
+# Whether there are packet sockets, descriptors that travel, memory without a name, and what maps it.
 HAS_PACKETS: Final = all(
     hasattr(module, name)
     for module, name in (
@@ -32,7 +35,7 @@ HAS_PACKETS: Final = all(
         (os, "memfd_create"),
         (fcntl, "F_ADD_SEALS"),
     )
-)
+) and ("_ctypes" in sys.builtin_module_names or PathFinder.find_spec("_ctypes") is not None)
 _PR_SET_CHILD_SUBREAPER: Final = 36  # Linux
 
 
@@ -114,6 +117,64 @@ def unnamed_file(name: str) -> int:
 
     with tempfile.TemporaryFile() as file:
         return os.dup(file.fileno())
+
+
+def unnamed_memory(size: int) -> int:
+    """The descriptor of memory without a name, of this size for ever; where `HAS_PACKETS`."""
+    fd = os.memfd_create("taskback-payload", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(fd, size)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def is_unshrinkable(fd: int, size: int) -> bool:
+    """Whether it has so many bytes, and always will."""
+    return bool(fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK) and os.fstat(fd).st_size >= size
+
+
+class _Mapping:
+    """Ends with whoever refers to it."""
+
+    def __init__(self, size: int, flags: int, fd: int) -> None:
+        import ctypes
+
+        libc = ctypes.CDLL(None, use_errno=True)
+        libc.mmap.restype = ctypes.c_void_p
+        libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *(ctypes.c_int,) * 3, ctypes.c_long)
+        libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+        self._munmap: Any = libc.munmap
+        self._size = size
+        self.address = 0
+        address = libc.mmap(None, size, mmap.PROT_READ | mmap.PROT_WRITE, flags, fd, 0)
+        if address == ctypes.c_void_p(-1).value:
+            error = ctypes.get_errno()
+            raise OSError(error, os.strerror(error))
+        self.address = address
+
+    def __del__(self) -> None:
+        if self.address:
+            self._munmap(self.address, self._size)
+
+
+def map_memory(fd: int, size: int, private: bool) -> Any:
+    """Map memory, where `HAS_PACKETS`; what is written to a private mapping nobody else sees.
+
+    It is mapped until the last thing that refers to what this gives is gone, and keeps no descriptor, which Python's
+    own mappings do before 3.13: a program that keeps many results would run out of them.
+
+    Returns:
+        Any: Has the buffer protocol, and takes attributes.
+    """
+    import ctypes  # by those alone who send or are sent something large
+
+    mapping = _Mapping(size, mmap.MAP_PRIVATE if private else mmap.MAP_SHARED, fd)
+    exporter: Any = (ctypes.c_char * size).from_address(mapping.address)
+    exporter.mapping = mapping
+    return exporter
 
 
 def leave_the_terminal() -> None:

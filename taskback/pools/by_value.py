@@ -7,7 +7,6 @@ Threads: any. Locks: _lock is a leaf; pickling, which is user code, runs outside
 """
 
 import itertools
-import pickle
 import threading
 import weakref
 from functools import partial
@@ -15,6 +14,7 @@ from types import FunctionType
 from typing import Any, Final
 
 from taskback import _codec
+from taskback._packed import Packed
 
 
 class Unchanging(partial[Any]):
@@ -32,21 +32,20 @@ class Packer:
         self._numbers = itertools.count(1)
         self._packed: weakref.WeakKeyDictionary[Any, tuple[int, bytes]] = weakref.WeakKeyDictionary()
 
-    def pack(self, function: Any, arguments: Any, keywords: Any) -> "tuple[bytes, tuple[int, bytes] | None]":
+    def pack(self, function: Any, arguments: Any, keywords: Any) -> "tuple[Packed, tuple[int, bytes] | None]":
         """A call as bytes, and the numbered function that they refer to, if they do; raises what pickling raises."""
         if type(function) in _ONCE and (known := self._packed.get(function)) is not None:
-            return _codec.dumps((known[0], arguments, keywords)), known
+            return _codec.pack((known[0], arguments, keywords)), known
         try:
-            data = pickle.dumps((function, arguments, keywords), _codec.PROTOCOL)
-            if b"__main__" not in data and b"__mp_main__" not in data:
-                return data, None
+            packed = _codec.pack_by_reference((function, arguments, keywords))
         except Exception:  # it may be the arguments: cloudpickle says
-            if type(function) not in _ONCE:
-                return _codec.dumps((function, arguments, keywords)), None
+            packed = None
+        if packed is not None:
+            return packed, None
         if type(function) not in _ONCE:
-            return _codec.dumps((function, arguments, keywords)), None
+            return _codec.pack((function, arguments, keywords)), None
         numbered = self._by_value(function)
-        return _codec.dumps((numbered[0], arguments, keywords)), numbered
+        return _codec.pack((numbered[0], arguments, keywords)), numbered
 
     def _by_value(self, function: Any) -> "tuple[int, bytes]":
         found = self._packed.get(function)

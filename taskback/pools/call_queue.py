@@ -12,7 +12,6 @@ call, or submit() finds the lane.
 
 import itertools
 import logging
-import pickle
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from typing import Any, Final
 
 from taskback import _clock, _codec
 from taskback._errors import TaskCancelled
+from taskback._packed import Packed
 from taskback._worker_died import WorkerDiedError
 from taskback.pools.by_value import Packer
 from taskback.pools.child import packets
@@ -43,7 +43,7 @@ class _Call:
 
     __slots__ = ("begun", "data", "function", "future", "number")
 
-    def __init__(self, number: int, future: "Future[Any]", data: bytes, function: "tuple[int, bytes] | None") -> None:
+    def __init__(self, number: int, future: "Future[Any]", data: Packed, function: "tuple[int, bytes] | None") -> None:
         self.number = number
         self.future = future
         self.data = data
@@ -87,7 +87,7 @@ class CallQueue:
         self._name = name
         self._max_workers = max_workers
         self._guardian = guardian
-        self._hello = _codec.dumps((initializer, initargs, {}))
+        self._hello = _codec.pack((initializer, initargs, {}))
         self._packer = Packer()
         self._lock = threading.Lock()
         self._states = threading.RLock()
@@ -219,7 +219,7 @@ class CallQueue:
 
     # --- lanes; see `Source` ---
 
-    def hello(self) -> "tuple[bytes, None]":
+    def hello(self) -> "tuple[Packed, None]":
         return self._hello, None
 
     def take(self, lane: WorkerLane) -> _Call | None:
@@ -364,7 +364,7 @@ def rebuilt(packet: Packet) -> "tuple[bool, Any]":
     if packet.problem:
         return True, OSError(f"the call was made, but {packet.problem}")
     try:
-        value = pickle.loads(packet.data)
+        value = _codec.loads(packet.data)
         return (True, _codec.unpack_error(value)) if packet.kind == packets.ERROR else (False, value)
     except BaseException as error:
         return True, _codec.not_rebuilt(error)

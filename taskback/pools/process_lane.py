@@ -31,6 +31,7 @@ from typing import Final
 from taskback import _clock, _codec
 from taskback._call import Outcome
 from taskback._keeper import join
+from taskback._packed import as_bytes
 from taskback._run import End, Run
 from taskback._state import TaskState
 from taskback._worker_died import WorkerDiedError
@@ -256,7 +257,7 @@ class ProcessLane:
             None,
             self._owner.listened_to,
         )
-        return Message(packets.TASK, number, request.pack(), function, run.timeout, self._owner.grace)
+        return Message(packets.TASK, number, request.in_parts(), function, run.timeout, self._owner.grace)
 
     def begun(self, lane: WorkerLane, run: Run) -> None:
         found = self.started(run)
@@ -313,7 +314,7 @@ class ProcessLane:
             why = packet.problem or "it could not be read there"
             error = OSError(f"a chunk of {chunk.count} tasks came to nothing: {why}")
             return End(run, Outcome(TaskState.FAILED, error=error))
-        facts, packed = chunks.unpack(packet.data)
+        facts, packed = chunks.unpack(as_bytes(packet.data))
         if facts.whole:
             chunk.add_all(_codec.loads(packed))
         else:
@@ -324,7 +325,7 @@ class ProcessLane:
 
     def part(self, lane: WorkerLane, run: Run, packet: Packet) -> None:
         if run.chunk is not None and not packet.problem:
-            run.chunk.add(*journal.unpack(packet.data))
+            run.chunk.add(*journal.unpack(as_bytes(packet.data)))
 
     def progressed(self, lane: WorkerLane, run: Run, progress: bytes | None) -> None:
         if progress is not None:

@@ -10,6 +10,7 @@ What stands for a call, an item, is the source's own affair; it says how it is s
 
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from taskback._packed import Packed
 from taskback.pools.child.packets import Packet
 from taskback.pools.worker_process import Ending
 
@@ -23,7 +24,7 @@ class Message(NamedTuple):
     Attributes:
         kind (int): `packets.CALL` or `packets.TASK`.
         call (int): Its id, unlike that of any other call of the source; at least 1.
-        data (bytes): What the worker is to do.
+        data (bytes | Parts): What the worker is to do.
         function (tuple[int, bytes] | None): What it refers to by number.
         seconds (float | None): How long it may run, kept by the guardian.
         grace (float): Seconds from then until its worker is killed.
@@ -31,7 +32,7 @@ class Message(NamedTuple):
 
     kind: int
     call: int
-    data: bytes
+    data: Packed
     function: "tuple[int, bytes] | None" = None
     seconds: float | None = None
     grace: float = 0.0
@@ -40,7 +41,7 @@ class Message(NamedTuple):
 class Source(Protocol):
     """All is called by a lane's own thread, under no lock; `take`, `put_back` and `message` by any."""
 
-    def hello(self) -> "tuple[bytes, tuple[int, bytes] | None]":
+    def hello(self) -> "tuple[Packed, tuple[int, bytes] | None]":
         """What each worker does before its first call, packed as a call is: (initializer, arguments, {}).
 
         And a function, by number, that it is to have unpickled by then; if that fails, `worker_started` finds it as

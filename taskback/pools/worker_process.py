@@ -34,9 +34,11 @@ from typing import Any, Final
 
 from taskback import _clock, _codec, _forks
 from taskback._clock import monotonic
+from taskback._packed import Packed, in_envelope
 from taskback._worker_died import WorkerDiedError
 from taskback.pools import _os, trees
 from taskback.pools.child import packets, status_page, streams
+from taskback.pools.child.memory import AllTakenError
 from taskback.pools.child.packets import NoRoomError, Packet
 from taskback.pools.child.status_page import Snapshot, StatusPage
 from taskback.pools.guardian_client import GuardianClient
@@ -60,7 +62,7 @@ class InitializerError(WorkerStartError):
     """What a worker was to do before its first call has failed there; `__cause__` is the error."""
 
 
-_ToSend = tuple[int, int, bytes, "tuple[int, bytes] | None"]  # kind, call, data, function: see `WorkerProcess.send`
+_ToSend = tuple[int, int, Packed, "tuple[int, bytes] | None"]  # kind, call, data, function: see `WorkerProcess.send`
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +100,7 @@ class WorkerProcess:
 
     Args:
         guardian (GuardianClient): Starts it.
-        hello (bytes): What it is to do before its first call, packed as a call is.
+        hello (bytes | Parts): What it is to do before its first call, packed as a call is.
         function (tuple[int, bytes] | None): By number, what it is to have unpickled by then.
         bell (Bell): Ends `wait` when it is rung.
 
@@ -115,7 +117,7 @@ class WorkerProcess:
     def __init__(
         self,
         guardian: GuardianClient,
-        hello: bytes,
+        hello: Packed,
         bell: _os.Bell,
         function: "tuple[int, bytes] | None" = None,
     ) -> None:
@@ -179,11 +181,11 @@ class WorkerProcess:
         for fd in (self._replies.fileno(), self._fate.fileno(), self._bell.fileno()):
             self._poll.register(fd, select.POLLIN)
 
-    def _greet(self, hello: bytes, function: "tuple[int, bytes] | None") -> None:
+    def _greet(self, hello: Packed, function: "tuple[int, bytes] | None") -> None:
         if function is None:
             self._calls.send(packets.HELLO, 0, hello)
         else:
-            bundle = pickle.dumps((*function, 0, hello))
+            bundle = in_envelope(pickle.dumps((*function, 0, None)), hello)
             self._calls.send(packets.HELLO | packets.WITH_FUNCTION, 0, bundle)
             self._known[function[0]] = None  # for it is never taken back
 
@@ -220,7 +222,7 @@ class WorkerProcess:
     def _greeted(self, packet: Packet) -> bool:
         if packet.kind == packets.UNFIT:
             error = InitializerError("the initializer of a worker failed")
-            raise error from _codec.unpack_error(pickle.loads(packet.data))
+            raise error from _codec.unpack_error(_codec.loads(packet.data))
         if packet.kind != packets.READY:
             return False
         self.trouble = packet.data
@@ -232,7 +234,7 @@ class WorkerProcess:
         self,
         kind: int,
         call: int,
-        data: bytes,
+        data: Packed,
         item: Any,
         function: "tuple[int, bytes] | None" = None,
         recalls: int | None = None,
@@ -244,7 +246,7 @@ class WorkerProcess:
         Args:
             kind (int): `packets.CALL` or `packets.TASK`.
             call (int): Its id, unlike any other of this worker's.
-            data (bytes): What the worker is to do.
+            data (bytes | Parts): What the worker is to do.
             item (Any): Whatever stands for the call here.
             function (tuple[int, bytes] | None): What the call refers to by number; sent once.
             recalls (int | None): Of a call that is sent ahead: nothing is sent if calls were taken back since then.
@@ -266,13 +268,16 @@ class WorkerProcess:
             self._bell.ring()
         return True
 
-    def _sent(self, kind: int, call: int, data: bytes, function: "tuple[int, bytes] | None") -> bool:
+    def _sent(self, kind: int, call: int, data: Packed, function: "tuple[int, bytes] | None") -> bool:
         try:
             if function is None or function[0] in self._known:
                 self._calls.send(kind, call, data)
             else:
                 self._send_with_function(kind, call, data, *function)
         except NoRoomError as error:
+            if isinstance(error.__cause__, AllTakenError) and len(self.out) == 1:  # by calls that are over
+                self._calls.give_memory_away()
+                return self._sent(kind, call, data, function)
             self._no_room = error
             return False
         except OSError as error:  # it has died, which settles this call with the others
@@ -297,10 +302,13 @@ class WorkerProcess:
                 self._waiting.popleft()
         return failed
 
-    def _send_with_function(self, kind: int, call: int, data: bytes, number: int, function: bytes) -> None:
+    def _send_with_function(self, kind: int, call: int, data: Packed, number: int, function: bytes) -> None:
         # Until this call is answered, others bring the function too: this one may be taken back, and they not.
         forget = next(iter(self._known)) if len(self._known) >= MOST_FUNCTIONS else 0
-        bundle = pickle.dumps((number, function, forget, data))
+        if type(data) is bytes:
+            bundle: Packed = pickle.dumps((number, function, forget, data))
+        else:
+            bundle = in_envelope(pickle.dumps((number, function, forget, None)), data)
         self._calls.send(kind | packets.WITH_FUNCTION, call, bundle)
         self._known.pop(forget, None)
         self._bring[call] = number

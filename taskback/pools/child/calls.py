@@ -17,6 +17,7 @@ from taskback import _clock, _codec, _role
 from taskback._call import Call, Handler, Outcome, SignalMarks, close_struck
 from taskback._context import Restore
 from taskback._errors import ProgressNotSerializableError, ResultNotSerializableError, TaskCancelled
+from taskback._packed import LARGE, Packed, in_envelope, opened
 from taskback._state import TaskState
 from taskback._task import CurrentTask, checked_type
 from taskback.pools.child import packets
@@ -46,14 +47,27 @@ class Request(NamedTuple):
     attempt: int
     timeout: float | None
     context: dict[str, str]
-    task: Any  # bytes
+    task: Any  # Packed, or a view of a pickle
     handler_key: tuple[str, int]
     handler: bytes | None
     tells: bool = False  # whether the process is to say when the handler is about to be called
 
     def pack(self) -> bytes:
-        """As bytes; only built-in types, so it can always be read."""
+        """As bytes, for any pool to carry."""
         return pickle.dumps(tuple(self), _codec.PROTOCOL)
+
+    def in_parts(self) -> Packed:
+        """For a worker of ours: a large task lies beside it."""
+        if type(self.task) is bytes and len(self.task) <= LARGE:
+            return pickle.dumps(tuple(self), _codec.PROTOCOL)
+        return in_envelope(self._replace(task=b"").pack(), self.task)
+
+
+def unpack_request(data: Packed) -> Request:
+    """The request that `data` holds; built-in types, but for the task, so it can always be read."""
+    envelope, inner = opened(data)
+    request = Request(*pickle.loads(envelope))
+    return request if inner is None else request._replace(task=inner)
 
 
 PackedProgress = tuple[float | None, float | None, str | None, bytes | None]
@@ -87,8 +101,14 @@ class Reply(NamedTuple):
     progress: PackedProgress | None
 
     def pack(self) -> bytes:
-        """As bytes; only built-in types, so it can always be read."""
+        """As bytes, for any pool to carry."""
         return pickle.dumps((self.state.value, self.value, self.pid, self.started_ns, self.progress), _codec.PROTOCOL)
+
+    def in_parts(self) -> Packed:
+        """From a worker of ours: a large result lies beside it."""
+        if self.state is not TaskState.SUCCEEDED or (type(self.value) is bytes and len(self.value) <= LARGE):
+            return self.pack()
+        return in_envelope(self._replace(value=None).pack(), self.value)
 
     def outcome(self) -> Outcome:
         """With the result or error rebuilt, which is user code; one that cannot be fails its own task."""
@@ -110,10 +130,11 @@ def read_reply(kind: int, data: Any, pid: int) -> Reply:
     return Reply(TaskState.SUCCEEDED, value, pid, started_ns, None)
 
 
-def unpack_reply(data: bytes) -> Reply:
-    """The reply that `data` holds."""
-    state, value, pid, started_ns, progress = pickle.loads(data)
-    return Reply(TaskState(state), value, pid, started_ns, progress)
+def unpack_reply(data: Packed) -> Reply:
+    """The reply that `data` holds; built-in types, but for the result, so it can always be read."""
+    envelope, inner = opened(data)
+    state, value, pid, started_ns, progress = pickle.loads(envelope)
+    return Reply(TaskState(state), value if inner is None else inner, pid, started_ns, progress)
 
 
 _handlers: dict[tuple[str, int], tuple[Handler, tuple[Restore, ...]]] = {}
@@ -171,29 +192,36 @@ class Done(NamedTuple):
     started_ns: int
     progress: PackedProgress | None
 
-    def pack(self, pid: int) -> tuple[int, bytes]:
-        """As the kind and the bytes of a packet."""
-        if self.state is TaskState.SUCCEEDED and self.progress is None:
+    def pack(self, pid: int) -> tuple[int, Packed]:
+        """As the kind and the contents of a packet."""
+        if self.state is not TaskState.SUCCEEDED or self.progress is not None:
+            return packets.DONE, Reply(self.state, self.value, pid, self.started_ns, self.progress).in_parts()
+        if type(self.value) is bytes and len(self.value) <= LARGE:
             return packets.VALUE, b"%b%b" % (_STARTED.pack(self.started_ns), self.value)
-        return packets.DONE, Reply(self.state, self.value, pid, self.started_ns, self.progress).pack()
+        return packets.VALUE, in_envelope(_STARTED.pack(self.started_ns), self.value)
 
 
 def unpack_value(data: Any) -> tuple[int, Any]:
     """Of a VALUE: when the call began, and the pickled result."""
-    return _STARTED.unpack_from(data)[0], memoryview(data)[_STARTED.size :]
+    envelope, inner = opened(data)
+    return _STARTED.unpack_from(envelope)[0], memoryview(envelope)[_STARTED.size :] if inner is None else inner
 
 
-def brief(function: int, id: str, task: bytes) -> bytes:
+def brief(function: int, id: str, task: Packed) -> Packed:
     """A request whose handler a worker keeps, first attempt, without limit, context and listeners. An ASCII id."""
-    return b"%b%b%b" % (_BRIEF.pack(function, len(id)), id.encode("ascii"), task)
+    if type(task) is bytes and len(task) <= LARGE:
+        return b"%b%b%b" % (_BRIEF.pack(function, len(id)), id.encode("ascii"), task)
+    return in_envelope(b"%b%b" % (_BRIEF.pack(function, len(id)), id.encode("ascii")), task)
 
 
 def unpack_brief(number: int, data: Any) -> Request:
     """The same as a request; its type is the task's."""
-    function, length = _BRIEF.unpack_from(data)
+    envelope, inner = opened(data)
+    function, length = _BRIEF.unpack_from(envelope)
     end = _BRIEF.size + length
-    id = str(data[_BRIEF.size : end], "ascii")
-    return Request(number, id, None, 1, None, _NO_CONTEXT, memoryview(data)[end:], ("", function), None)
+    id = str(envelope[_BRIEF.size : end], "ascii")
+    task = memoryview(envelope)[end:] if inner is None else inner
+    return Request(number, id, None, 1, None, _NO_CONTEXT, task, ("", function), None)
 
 
 def carry_out(
@@ -250,7 +278,9 @@ def _packed(outcome: Outcome) -> tuple[TaskState, Any]:
     if outcome.error is not None:
         return outcome.state, _codec.pack_error(outcome.error)
     try:
-        return TaskState.SUCCEEDED, _codec.dumps_or_refuse(outcome.value, "result", ResultNotSerializableError)
+        return TaskState.SUCCEEDED, _codec.pack_or_refuse(
+            outcome.value, "result", ResultNotSerializableError, borrow=True
+        )
     except BaseException as error:  # a __reduce__ may raise anything
         return TaskState.FAILED, _codec.pack_error(error)
 

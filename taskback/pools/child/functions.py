@@ -10,6 +10,7 @@ from typing import Any
 
 from taskback import _codec, _role
 from taskback._call import SignalMarks
+from taskback._packed import Packed, opened
 from taskback.pools.child import packets
 
 PackedError = tuple[str, str, str, bytes | None]
@@ -24,12 +25,13 @@ class Functions:
 
     def keep(self, data: Any) -> Any:
         """Of a call that brings its function: keep that in the place of another (0: of none), and give the rest."""
-        number, function, forget, call = pickle.loads(data)
+        envelope, inner = opened(data)
+        number, function, forget, call = pickle.loads(envelope)
         self._kept.pop(forget, None)
         self._packed.pop(forget, None)
         if number not in self._kept:
             self._packed[number] = function
-        return call
+        return call if inner is None else inner
 
     def kept(self, number: int) -> Any:
         """What is kept under a number; raises whatever unpickling it raises, and tries again the next time."""
@@ -52,7 +54,7 @@ class Functions:
         """Function, arguments and keyword arguments of a call; raises whatever unpickling raises."""
         _role.begin_import("a function")
         try:
-            function, arguments, keywords = pickle.loads(data)
+            function, arguments, keywords = _codec.loads(data)
         finally:
             _role.end_import()
         if isinstance(function, int):
@@ -87,11 +89,11 @@ class FunctionCall:
         self._marks.strike()
 
 
-def packed_reply(kind: int, value: Any) -> tuple[int, bytes]:
-    """A reply as bytes; a result that cannot be pickled becomes the error that says so."""
+def packed_reply(kind: int, value: Any) -> tuple[int, Packed]:
+    """A reply, to be sent at once; a result that cannot be pickled becomes the error that says so."""
     if kind == packets.RESULT:
         try:
-            return kind, _codec.dumps(value)
+            return kind, _codec.pack(value, borrow=True)
         except BaseException as error:  # a __reduce__ may raise anything
             value = error
     return packets.ERROR, packed_error(value)

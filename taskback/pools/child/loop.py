@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from taskback import _codec
 from taskback._call import Call, SignalMarks
+from taskback._packed import Packed
 from taskback._task import ANNOUNCE_EVERY_NS
 from taskback.pools import _os
 from taskback.pools.child import boot, calls, chunks, lifeline, packets, streams
@@ -148,10 +149,12 @@ class Worker:
                 return
             self._perform(packet)
             self._calls_left -= 1
+            del packet  # the memory that its payload lies in is free again
 
     def _perform(self, packet: Packet) -> None:
         self._page.begin(packet.id, time.monotonic_ns())
         asked, request = packet.kind & ~packets.WITH_FUNCTION, packet.data
+        data: Packed
         if packet.problem:
             kind, data = packets.ERROR, packed_error(OSError(packet.problem))
         else:
@@ -162,7 +165,7 @@ class Worker:
             elif asked == packets.CHUNK:
                 kind, data = self._chunk(calls.unpack_brief(packet.id, request))
             elif asked == packets.TASK:
-                kind, data = self._task(calls.Request(*pickle.loads(request)))
+                kind, data = self._task(calls.unpack_request(request))
             else:
                 kind, data = self._call(packet.id, request)
         self._page.leave()
@@ -171,7 +174,7 @@ class Worker:
         self._reply(kind, packet.id, data)
         self._page.end()
 
-    def _call(self, number: int, request: Any) -> tuple[int, bytes]:
+    def _call(self, number: int, request: Any) -> tuple[int, Packed]:
         try:
             call = FunctionCall(*self._functions.unpack(request))
         except BaseException as error:
@@ -183,7 +186,7 @@ class Worker:
         del call
         return packed_reply(kind, value)
 
-    def _task(self, request: calls.Request) -> tuple[int, bytes]:
+    def _task(self, request: calls.Request) -> tuple[int, Packed]:
         self._announced_ns = 0
         done = calls.carry_out(request, self._begin, self._announce, SignalMarks(), self._load)
         return done.pack(self._pid)
@@ -212,7 +215,7 @@ class Worker:
         self._running = (number, call)  # first: see the race on the top
         return self._page.stop_wanted(number)
 
-    def _reply(self, kind: int, number: int, data: bytes) -> None:
+    def _reply(self, kind: int, number: int, data: Packed) -> None:
         deadline = time.monotonic() + NO_ROOM_LIMIT
         while True:
             try:

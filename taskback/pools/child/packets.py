@@ -2,7 +2,7 @@
 
 A packet has a kind, the id of the call that it is about, and bytes. It travels as one message of a SOCK_SEQPACKET
 socket, so there is no half of one, and nothing that a stopped or dying peer can leave unfinished. Above INLINE bytes,
-those travel in sealed memory beside it (see payloads).
+and in parts, those travel in shared memory beside it (see memory).
 
 Holds: no message is empty, so an empty read is the end. Sending never waits in the parent. Each end is used as it is
 documented here and takes no lock: a message is atomic, several threads may send.
@@ -19,15 +19,18 @@ import socket
 import struct
 from typing import Any, Final, NamedTuple
 
-from taskback.pools.child import payloads
+from taskback._packed import LARGE, Packed, Parts
+from taskback.pools.child import memory
 
-INLINE: Final = 65_536  # bytes; what is larger goes beside the packet
+INLINE: Final = LARGE  # bytes; what is larger goes beside the packet
 _HEADER: Final = struct.Struct("<BQ")
 _BESIDE: Final = 0x80  # a flag on the kind: the bytes are in memory beside it
 _pack, _unpack = _HEADER.pack, _HEADER.unpack_from
 _ROOM: Final = _HEADER.size + INLINE
 _FDS: Final = socket.CMSG_SPACE(struct.calcsize("i")) if hasattr(socket, "CMSG_SPACE") else 0
 _NOW: Final = int(getattr(socket, "MSG_DONTWAIT", 0))  # plain numbers: flags that are enums cost microseconds
+_HEAR: Final = int(getattr(socket, "MSG_CMSG_CLOEXEC", 0))  # or what a handler starts would inherit what is kept
+_HEAR_NOW: Final = _HEAR | _NOW
 _CUT: Final = int(getattr(socket, "MSG_TRUNC", 0))
 _NO_ROOM: Final = frozenset(
     (
@@ -73,7 +76,7 @@ class Packet(NamedTuple):
     Attributes:
         kind (int): One of the constants above.
         id (int): The call's; 0 for what is about none.
-        data (bytes | mmap): Its bytes.
+        data (bytes | Parts): Its bytes; parts, where they came beside it.
         problem (str): Why `data` could not be had; empty if it could.
     """
 
@@ -97,12 +100,14 @@ class Socket:
         self._buffer = bytearray(_ROOM)
         self._buffers = (self._buffer,)
         self._view = memoryview(self._buffer)
+        self._sender = memory.Sender()
+        self._receiver = memory.Receiver()
 
     def fileno(self) -> int:
         """The descriptor, to be waited on; -1 once it is closed."""
         return self._socket.fileno()
 
-    def send(self, kind: int, id: int, data: "bytes | memoryview" = b"", wait: bool = False) -> None:
+    def send(self, kind: int, id: int, data: Packed = b"", wait: bool = False) -> None:
         """Send a packet.
 
         Raises:
@@ -110,23 +115,41 @@ class Socket:
             OSError: The other end is closed.
         """
         try:
-            if len(data) > INLINE:
+            if type(data) is Parts or len(data) > INLINE:
                 self._send_beside(kind, id, data, wait)
-            else:
+                return
+            try:
                 self._socket.send(b"".join((_pack(kind, id), data)), 0 if wait else _NOW)
+            except OSError as error:
+                if error.errno != errno.EMSGSIZE:  # a system whose sockets have less room than most
+                    raise
+                self._send_beside(kind, id, data, wait)
         except OSError as error:
             if error.errno in _NO_ROOM:
                 raise NoRoomError(error.errno, error.strerror) from error
             raise
 
-    def _send_beside(self, kind: int, id: int, data: "bytes | memoryview", wait: bool) -> None:
-        fd = payloads.write(data)
+    def _send_beside(self, kind: int, id: int, data: Packed, wait: bool) -> None:
+        parts = data if type(data) is Parts else Parts((data,))
         try:
-            beside = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", fd))]
-            header = _pack(kind | _BESIDE, id)
-            self._socket.sendmsg((header,), beside, 0 if wait else _NOW)
-        finally:
-            os.close(fd)
+            slab = self._sender.put(parts)
+        except memory.AllTakenError:
+            if not wait:
+                raise
+            self.give_memory_away()  # or whoever reads nothing for a while would stop us
+            slab = self._sender.put(parts)
+        try:
+            fds = () if slab.fd < 0 else ((socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", slab.fd)),)
+            message = _pack(kind | _BESIDE, id), slab.what_is_there()
+            self._socket.sendmsg(message, fds, 0 if wait else _NOW)
+        except BaseException:
+            self._sender.unsent(slab)
+            raise
+        self._sender.sent(slab)
+
+    def give_memory_away(self) -> None:
+        """Have new memory for what is large: what the other end has of it, it has for good."""
+        self._sender.give_all_away()
 
     def receive(self, wait: bool = False) -> Packet | None:
         """The next packet; None if there is none now.
@@ -136,7 +159,7 @@ class Socket:
             ValueError: This is no packet of ours.
         """
         try:
-            size, beside, flags, _ = self._socket.recvmsg_into(self._buffers, _FDS, 0 if wait else _NOW)
+            size, beside, flags, _ = self._socket.recvmsg_into(self._buffers, _FDS, _HEAR if wait else _HEAR_NOW)
         except BlockingIOError:
             return None
         except ConnectionResetError:
@@ -159,23 +182,24 @@ class Socket:
             kind, id = _unpack(self._buffer)
             if not kind & _BESIDE or kind & ~_BESIDE not in KINDS:
                 raise ValueError(f"a packet of the unknown kind {kind}")
-            return _with_payload(kind & ~_BESIDE, id, fds)
+            return self._with_payload(kind & ~_BESIDE, id, self._view[_HEADER.size : size].tobytes(), fds)
         finally:
             for fd in fds:
                 os.close(fd)
 
+    def _with_payload(self, kind: int, id: int, place: bytes, fds: list[int]) -> Packet:
+        try:
+            return Packet(kind, id, self._receiver.get(place, fds))
+        except memory.LostPayloadError as error:
+            return Packet(kind, id, problem=f"its payload did not arrive: {error.strerror}")
+        except OSError as error:
+            return Packet(kind, id, problem=f"its payload cannot be read: {error}")
+
     def close(self) -> None:
         """Let go of it."""
         self._socket.close()
-
-
-def _with_payload(kind: int, id: int, fds: list[int]) -> Packet:
-    if not fds:  # the kernel drops it where no descriptor is free, and says nothing
-        return Packet(kind, id, problem="its payload did not arrive: this process has no file descriptor left")
-    try:
-        return Packet(kind, id, payloads.read(fds[0]))
-    except OSError as error:
-        return Packet(kind, id, problem=f"its payload cannot be read: {error}")
+        self._sender.close()
+        self._receiver.close()
 
 
 def _descriptors(beside: list[tuple[int, int, bytes]]) -> list[int]:
@@ -188,6 +212,18 @@ def _descriptors(beside: list[tuple[int, int, bytes]]) -> list[int]:
     ]
 
 
+class _Far(Socket):
+    """The worker's end, in the hands of the parent, who knows what it has sent: payloads are not read."""
+
+    def __init__(self, sock: socket.socket, sender: memory.Sender) -> None:
+        super().__init__(sock)
+        self._its_sender = sender
+
+    def _with_payload(self, kind: int, id: int, place: bytes, fds: list[int]) -> Packet:
+        self._its_sender.taken_back(place)
+        return Packet(kind, id)
+
+
 class Calls(Socket):
     """The parent's side of the calls pair.
 
@@ -198,7 +234,7 @@ class Calls(Socket):
     def __init__(self) -> None:
         near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         super().__init__(near)
-        self._far = Socket(far)
+        self._far = _Far(far, self._sender)
 
     def far_fileno(self) -> int:
         """The descriptor that the worker is to get."""

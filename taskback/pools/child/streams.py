@@ -1,6 +1,7 @@
 """The same packets on byte streams, for systems that have no packet sockets or no memory without a name.
 
-A packet is its length, its kind, its id and its bytes, whatever their number. The interface is that of `packets`.
+A packet is its length, its kind, its id and its bytes, whatever their number; of parts, all of them as they would lie
+in memory. The interface is that of `packets`.
 
 Holds: the parent never waits for half a packet: reading takes what is there, and what could not be sent yet is kept
 and sent by `flush` (`unsent` says that there is some). What is sent cannot be read back, so take_back() gives nothing:
@@ -12,11 +13,14 @@ import socket
 import struct
 from typing import Final
 
+from taskback._packed import Packed, Parts
+from taskback.pools.child import layout
 from taskback.pools.child.packets import KINDS, NoRoomError, Packet
 
 _LENGTH: Final = struct.Struct("<Q")
 _HEADER: Final = struct.Struct("<BQ")
 _CHUNK: Final = 262_144  # bytes read at a time
+_IN_PARTS: Final = 0x80  # a flag on the kind
 _MOST: Final = 2**40  # bytes; a length above this is no length of ours
 
 
@@ -37,7 +41,7 @@ class Stream:
         """The descriptor, to be waited on; -1 once it is closed."""
         return self._socket.fileno()
 
-    def send(self, kind: int, id: int, data: "bytes | memoryview" = b"", wait: bool = False) -> None:
+    def send(self, kind: int, id: int, data: Packed = b"", wait: bool = False) -> None:
         """Send a packet, or as much of it as there is room for now.
 
         Raises:
@@ -48,6 +52,8 @@ class Stream:
             self.flush()
             if self._unsent:
                 raise NoRoomError(11, "an earlier packet is still being sent")
+        if type(data) is Parts:
+            kind, data = kind | _IN_PARTS, _laid_out(data)
         message = b"".join((_LENGTH.pack(_HEADER.size + len(data)), _HEADER.pack(kind, id), data))
         if wait:
             self._socket.sendall(message)
@@ -91,18 +97,30 @@ class Stream:
             return None
         (length,) = _LENGTH.unpack_from(self._got)
         kind, id = _HEADER.unpack_from(self._got, _LENGTH.size)
-        if not _HEADER.size <= length <= _MOST or kind not in KINDS:
+        if not _HEADER.size <= length <= _MOST or kind & ~_IN_PARTS not in KINDS:
             raise ValueError(f"a length of {length} bytes and the kind {kind} begin no packet")
         end = _LENGTH.size + length
         if len(self._got) < end:
             return None
         data = bytes(memoryview(self._got)[start:end])
         del self._got[:end]
+        if kind & _IN_PARTS:
+            found = layout.find(memoryview(data))
+            return Packet(kind & ~_IN_PARTS, id, Parts(found.heads, [bytearray(view) for view in found.buffers]))
         return Packet(kind, id, data)
+
+    def give_memory_away(self) -> None:
+        """There is none."""
 
     def close(self) -> None:
         """Let go of it."""
         self._socket.close()
+
+
+def _laid_out(parts: Parts) -> bytes:
+    memory = bytearray(layout.size_of(parts))
+    layout.fill(memoryview(memory), parts)
+    return bytes(memory)
 
 
 class _Parents(Stream):
