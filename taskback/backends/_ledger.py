@@ -18,6 +18,7 @@ from taskback import _clock, _codec
 from taskback._call import Outcome
 from taskback._errors import QueueFullError, TaskTimeoutError, UnknownTaskError
 from taskback._events import Listeners, TaskFinished, TaskProgress, TaskQueued, TaskRetrying, TaskStarted
+from taskback._give_way import give_way
 from taskback._handle import TaskHandle
 from taskback._packed import Packed
 from taskback._progress import Progress
@@ -95,6 +96,8 @@ class Ledger:
         Raises:
             QueueFullError: There is no room, and it is not to wait for some.
         """
+        if self.lock.locked():
+            give_way(self.lock)
         with self.lock:
             if not self.open:
                 return None
@@ -295,6 +298,8 @@ class Ledger:
 
     def start_here(self, run: Run, call: Any) -> bool:
         """The handler is about to be called in this process; False if it must not be any more."""
+        if self.lock.locked():
+            give_way(self.lock)
         with self.lock:
             if run.state is not TaskState.QUEUED or run.stop is not None:
                 return False
@@ -333,6 +338,8 @@ class Ledger:
         """The same for several, in one step."""
         told = [_told(end.outcome.error) for end in ends]  # an error's text is user code
         ended: list[list[TaskHandle] | Verdict | None] = []
+        if self.lock.locked():
+            give_way(self.lock)
         with self.lock:
             quiet = self._nobody_looks()
             now = _clock.monotonic_ns()

@@ -33,6 +33,7 @@ from taskback._errors import (
     TaskAbandonedError,
 )
 from taskback._events import Listeners, TaskStuck, WorkerDied, WorkerStarted
+from taskback._give_way import give_way
 from taskback._handle import TaskHandle
 from taskback._keeper import LoopThread, join
 from taskback._loops import call_in
@@ -332,8 +333,11 @@ class ManagedBackend(SubmittingBackend):
 
     def look_again(self) -> None:
         """Hand over what may start, as long as there is a lane for it, and see to it that times are kept."""
+        lock = self._ledger.lock
         while True:
-            with self._ledger.lock:
+            if lock.locked():
+                give_way(lock)
+            with lock:
                 run = self._next()
                 wake_at = self._ledger.scheduler.wake_at()
             if wake_at is not None:
@@ -369,7 +373,10 @@ class ManagedBackend(SubmittingBackend):
 
     def next_after(self, lane: Lane, run: Run) -> Run | None:
         """What the lane is to do after this run; None makes it idle, or ends it."""
-        with self._ledger.lock:
+        lock = self._ledger.lock
+        if lock.locked():
+            give_way(lock)
+        with lock:
             given_up = self._leave(lane, run)
             freed = self._lane_freed(lane)
             following = None
@@ -394,7 +401,10 @@ class ManagedBackend(SubmittingBackend):
 
     def next_run(self, lane: Lane) -> Run | None:
         """What the lane is to do, whose worker is free; None makes it idle."""
-        with self._ledger.lock:
+        lock = self._ledger.lock
+        if lock.locked():
+            give_way(lock)
+        with lock:
             run = self._ledger.next(_clock.monotonic()) if self._state in MAY_START else None
             if run is not None:
                 run.lane = lane
@@ -405,7 +415,10 @@ class ManagedBackend(SubmittingBackend):
 
     def more_runs(self, lane: Lane, most: int) -> list[Run]:
         """What it may do after that, as anybody may: the next ones, up to the first that a limit or rule constrains."""
-        with self._ledger.lock:
+        lock = self._ledger.lock
+        if lock.locked():
+            give_way(lock)
+        with lock:
             if self._state not in MAY_START or not len(self._ledger.scheduler):
                 return []
             runs = self._ledger.ahead(most, _clock.monotonic())
