@@ -276,10 +276,11 @@ class ProcessLane:
     def finished(self, lane: WorkerLane, replies: list[tuple[Run, Packet]]) -> None:
         """Results that need no user code to be rebuilt end together, the others one by one, for they may take long."""
         ends: list[End] = []
+        pid = lane.any_pid
         for run, packet in replies:
             if packet.kind == packets.VALUE and _codec.is_data(packet.data):
-                started_ns, data = calls.unpack_value(packet.data)
-                ends.append(End(run, Outcome(TaskState.SUCCEEDED, _codec.loads(data)), lane.any_pid, started_ns))
+                started_ns, value = calls.plain_value(packet.data)
+                ends.append(End(run, Outcome(TaskState.SUCCEEDED, value), pid, started_ns))
                 continue
             if ends:
                 self._owner.ended_all(ends)

@@ -235,10 +235,9 @@ class WorkerLane:
             replies = self._hear_all(worker)
             if worker.over:
                 return
-            if not replies:
-                if len(worker.out) > 1 and _clock.monotonic() - self._heard > PATIENCE:
-                    self.give_back()
-                self._fill(worker)
+            if not replies and len(worker.out) > 1 and _clock.monotonic() - self._heard > PATIENCE:
+                self.give_back()
+            self._fill(worker, more=replies > 0)
 
     def _patience(self, worker: WorkerProcess) -> float | None:
         return PATIENCE if len(worker.out) > 1 else None
@@ -368,8 +367,8 @@ class WorkerLane:
     def _settle(self, worker: WorkerProcess, bunch: list[Packet]) -> int:
         """Hand replies on; how many of them are ours.
 
-        Before they are told, the worker gets more to do, or is known to have nothing: it need not wait for that, nor
-        those who are woken for this thread, which has the GIL that they want until it sleeps.
+        Before several are told, the worker gets more to do: it need not wait for that, nor for those who are woken. It
+        is known to have nothing only after that: telling may be user code, which holds this thread.
         """
         began = max(self._heard, worker.busy_since)
         replies: list[tuple[Any, Packet]] = []
@@ -383,8 +382,8 @@ class WorkerLane:
             self._heard = _clock.monotonic()
             self._estimate = 0.5 * self._estimate + 0.5 * (self._heard - began) / len(replies)
             self._window = max(1, min(self._most_ahead, 2 * self._window, int(AHEAD / self._estimate)))
-            if not worker.over:
-                self._fill(worker, more=True)
+            if len(replies) > 1 and not worker.over:
+                self._fill_ahead(worker)
             try:
                 self._source.finished(self, replies)
             except BaseException as error:

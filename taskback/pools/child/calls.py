@@ -207,6 +207,11 @@ def unpack_value(data: Any) -> tuple[int, Any]:
     return _STARTED.unpack_from(envelope)[0], memoryview(envelope)[_STARTED.size :] if inner is None else inner
 
 
+def plain_value(data: bytes) -> tuple[int, Any]:
+    """The same of one that is data alone, and with the result."""
+    return _STARTED.unpack_from(data)[0], pickle.loads(data[_STARTED.size :])
+
+
 def brief(function: int, id: str, task: Packed) -> Packed:
     """A request whose handler a worker keeps, first attempt, without limit, context and listeners. An ASCII id."""
     if type(task) is bytes and len(task) <= LARGE:
