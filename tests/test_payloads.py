@@ -14,7 +14,7 @@ from typing import Any
 import numpy
 import pytest
 
-from taskback import ExecutorTaskBackend, ProcessPoolTaskBackend, TaskRouter, WorkerDiedError
+from taskback import ExecutorTaskBackend, ProcessPoolTaskBackend, TaskRouter, WorkerDiedError, _codec, _packed
 from taskback.pools import ProcessPool
 from tests import payload_work
 from tests.faults import LIMIT
@@ -352,3 +352,28 @@ def test_many_large_calls_at_once_are_all_made(count):
             array, got = future.result(LIMIT)
             assert got == number
             assert numpy.array_equal(array, arrays[number % 20])
+
+
+def address_of(packed: Any) -> int:
+    """Where the buffer lies."""
+    where: int = numpy.frombuffer(packed.buffers[0], numpy.uint8).ctypes.data
+    return where
+
+
+def test_memory_of_a_huge_task_that_is_over_is_used_again():
+    """And not before: what is still kept, and what was rebuilt from it, stays as it is."""
+    count = _packed._HUGE // 8 + 1000
+    first, kept = (_codec.dumps_task({"a": numpy.full(count, value)}) for value in (1.0, 2.0))
+    rebuilt = _codec.loads_a_copy(first)["a"]
+    where = address_of(first)
+
+    del first
+    again = _codec.dumps_task({"a": numpy.full(count - 500, 3.0)})
+
+    assert address_of(again) == where != address_of(kept)
+    arrays = [rebuilt, *(_codec.loads_a_copy(each)["a"] for each in (kept, again))]
+    values = [array[[0, -1]].tolist() for array in arrays]
+    assert values == [[1.0] * 2, [2.0] * 2, [3.0] * 2]
+    assert len(_codec.loads_a_copy(again)["a"]) == count - 500
+    del kept, again
+    assert len(_packed._spare) <= 2
