@@ -20,6 +20,7 @@ from taskback._state import TaskState
 from taskback.backends._ledger import Ledger
 from taskback.backends._ticket import Ticket
 from taskback.scheduler.pressure import Limits
+from tests.gates import PATIENCE
 
 DONE = Outcome(TaskState.SUCCEEDED, "done")
 GAVE_UP = Outcome(TaskState.CANCELLED)
@@ -238,3 +239,58 @@ def test_many_threads_leave_the_sums_right(ledger):
     assert by_type["type"].accepted == figures["accepted"]
     assert figures["joined"] >= 5
     assert not ledger.runs
+
+
+@pytest.fixture
+def unwatched() -> Ledger:
+    """One that keeps none and whose type of runs is known to end well."""
+    made = Ledger(Listeners("test"), 0)
+    made.open = True
+    for number in range(20):
+        run = make_run(f"early {number}")
+        admit(made, run)
+        made.end(run, DONE, 1, run.queued_ns)
+    return made
+
+
+def test_a_plain_end_is_as_any_other(unwatched):
+    """The figures, the handle and the run are as `end` leaves them; once."""
+    runs = [make_run("plain"), make_run("general")]
+    handles = [admit(unwatched, run) for run in runs]
+
+    assert unwatched.end_plainly(runs[0], "done", 1, runs[0].queued_ns) == []
+    assert unwatched.end(runs[1], DONE, 1, runs[1].queued_ns) == []
+
+    assert [handle.result(0) for handle in handles] == ["done", "done"]
+    for run in runs:
+        assert (run.state, run.pid, run.started_ns, run.lane, run.call) == (
+            *(TaskState.SUCCEEDED, 1, run.queued_ns, None, None),
+        )
+        assert run.finished_ns is not None
+    assert unwatched.figures()[0]["succeeded"] == 22
+    assert unwatched.end_plainly(runs[0], "again") is None
+    assert not unwatched.runs
+
+
+@pytest.mark.parametrize("why", ["stopped", "joined", "policy", "listener", "shutdown"])
+def test_where_somebody_has_a_say_no_end_is_plain(unwatched, why):
+    """Nothing is done, so that `end` can do it."""
+    run = make_run()
+    if why == "policy":
+        run.policy = Policy(max_running=1)
+    handle = admit(unwatched, run)
+    if why == "stopped":
+        run.stop = TaskState.CANCELLED
+    elif why == "joined":
+        unwatched.join("id", None)
+    elif why == "listener":
+        unwatched.listeners.subscribe(lambda event: None)
+    elif why == "shutdown":
+        unwatched.on_end = lambda run, handles: None
+
+    assert unwatched.end_plainly(run, "done") is None
+
+    assert not handle.done()
+    assert unwatched.end(run, DONE, 1, run.queued_ns) is not None
+    assert handle.done()
+    assert unwatched.listeners.stop(_clock.monotonic() + PATIENCE)

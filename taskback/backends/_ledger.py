@@ -354,6 +354,22 @@ class Ledger:
                 function()
         return ended
 
+    def end_plainly(
+        self, run: Run, value: Any, pid: int | None = None, started_ns: int | None = None
+    ) -> list[TaskHandle] | None:
+        """End one that went well, where nobody else has a say in it; None where somebody has, and nothing is done."""
+        if self.lock.locked():
+            give_way(self.lock)
+        with self.lock:
+            if run.policy is not NO_POLICY or not self._nobody_looks() or not self._is_plain(run):
+                return None
+            handles = self._end_well(run, value, pid, started_ns, _clock.monotonic_ns())
+            empty = not self.runs and bool(self.on_empty)
+        if empty:
+            for function in list(self.on_empty):
+                function()
+        return handles
+
     def _nobody_looks(self) -> bool:
         """Whether nobody is to be told of each end."""
         return not (self.listeners.listening or self._keep_ended or self.pressure is not None or self.on_end)

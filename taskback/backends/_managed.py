@@ -490,7 +490,15 @@ class ManagedBackend(SubmittingBackend):
 
     def ended(self, run: Run, outcome: Outcome, *, pid: int | None = None, started_ns: int | None = None) -> None:
         """The run is over, or is to be tried again; the first to say so wins."""
-        self.ended_all([End(run, outcome, pid, started_ns)])
+        plainly = None
+        if outcome.state is TaskState.SUCCEEDED:
+            plainly = self._ledger.end_plainly(run, outcome.value, pid, started_ns)
+        if plainly is None:
+            self.ended_all([End(run, outcome, pid, started_ns)])
+            return
+        run.variables = None
+        if plainly:
+            self._announce(plainly)
 
     def ended_all(self, ends: list[End]) -> None:
         """The same of several, in one step."""
