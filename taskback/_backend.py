@@ -201,7 +201,9 @@ class TaskBackend(ABC):
             TypeError: `chunksize` or `buffersize` is no whole number.
             ValueError: `chunksize` or `buffersize` is less than 1.
         """
-        return Mapped(self, tasks, chunksize, buffersize, return_exceptions)
+        mapped = Mapped(self, tasks, chunksize, buffersize, return_exceptions)
+        self._get_ready_to_drop()
+        return mapped
 
     def _chunkable(self, task: Task) -> bool:
         """Whether a task may travel in a chunk of `map`; a backend that says so has `_submit_chunk`."""
@@ -214,6 +216,9 @@ class TaskBackend(ABC):
     def _worker_count(self) -> int:
         """How many tasks it may run at a time, as far as `map` needs to know."""
         return 1
+
+    def _get_ready_to_drop(self) -> None:  # noqa: B027  # most need nothing
+        """Tasks of a `map` may have to be dropped from now on."""
 
     def _drop(self, handles: list[TaskHandle]) -> None:
         """Cancel these, of which nobody wants the results. Where a garbage collection strikes it must take no lock."""

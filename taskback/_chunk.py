@@ -13,6 +13,7 @@ from typing import Any, Final
 from taskback import _codec
 from taskback._state import TaskState
 
+MOST: Final = 4096  # tasks of a chunk, for which a journal has room
 FAILED: Final = 1 << 62  # a flag on the end of a record: it is an error
 BRIEF: Final = 1 << 61  # another: it is a plain value, and written down by `marshal`, which is quicker
 END: Final = BRIEF - 1

@@ -18,14 +18,13 @@ from typing import Any, Final, Protocol
 
 from taskback import _codec
 from taskback._again import Defer, Retry
-from taskback._chunk import BRIEF, FAILED, Chunk
+from taskback._chunk import BRIEF, FAILED, MOST, Chunk
 from taskback._handle import TaskHandle
 from taskback._options import checked_count
 from taskback._task import Task
 
 CHUNK_SECONDS: Final = 0.005  # that a chunk is to take
 CHUNK_BYTES: Final = 49_152  # that it is to have at most
-MOST: Final = 4096  # tasks of a chunk
 CHUNKS_AHEAD: Final = 2  # a worker
 AHEAD: Final = 64  # tasks that go by themselves, a worker
 

@@ -29,7 +29,6 @@ from taskback.pools.child import descendants
 from tests import gates
 from tests.backends import chosen, in_loop
 from tests.faults import LIMIT, await_gone
-from tests.gates import Gate
 from tests.helpers import few_descriptors, until
 
 Make = Callable[..., ProcessPoolTaskBackend]
@@ -69,13 +68,6 @@ def make() -> Iterator[Make]:
     yield make
     for backend in made:
         backend.shutdown_sync(0)
-
-
-@pytest.fixture
-def gate(tmp_path: Path) -> Iterator[Gate]:
-    gate = Gate(tmp_path)
-    yield gate
-    gate.close()
 
 
 @pytest.fixture

@@ -350,9 +350,12 @@ class Ledger:
                     ended.append(self._end_or_again(run, outcome, pid, started_ns, words))
             empty = not self.runs and bool(self.on_empty)
         if empty and any(isinstance(one, list) for one in ended):
-            for function in list(self.on_empty):
-                function()
+            self._tell_empty()
         return ended
+
+    def _tell_empty(self) -> None:
+        for function in list(self.on_empty):
+            function()
 
     def end_plainly(
         self, run: Run, value: Any, pid: int | None = None, started_ns: int | None = None
@@ -366,8 +369,7 @@ class Ledger:
             handles = self._end_well(run, value, pid, started_ns, _clock.monotonic_ns())
             empty = not self.runs and bool(self.on_empty)
         if empty:
-            for function in list(self.on_empty):
-                function()
+            self._tell_empty()
         return handles
 
     def _nobody_looks(self) -> bool:

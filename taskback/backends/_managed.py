@@ -19,7 +19,7 @@ import contextvars
 import logging
 import threading
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from typing import Any
 
@@ -37,14 +37,13 @@ from taskback._give_way import give_way
 from taskback._handle import TaskHandle
 from taskback._keeper import LoopThread, join
 from taskback._loops import call_in
-from taskback._mapped import Mapped
 from taskback._options import checked_count
 from taskback._progress import Progress
 from taskback._report import BackendStats, ShutdownReport, WorkerStats
 from taskback._router import NO_POLICY, TaskRouter
 from taskback._run import End, Run
 from taskback._state import BACKEND_MOVES, BackendState, TaskState
-from taskback._task import CurrentTask, Task
+from taskback._task import CurrentTask
 from taskback.backends._alarm import Alarm
 from taskback.backends._closing import Closing
 from taskback.backends._ledger import Ledger, facts_of
@@ -873,18 +872,9 @@ class ManagedBackend(SubmittingBackend):
 
     # --- for `map` ---
 
-    def map(
-        self,
-        tasks: Iterable[Task],
-        *,
-        chunksize: int | None = None,
-        buffersize: int | None = None,
-        return_exceptions: bool = False,
-    ) -> Mapped:
-        mapped = super().map(tasks, chunksize=chunksize, buffersize=buffersize, return_exceptions=return_exceptions)
+    def _get_ready_to_drop(self) -> None:
         if self._state is BackendState.RUNNING:
-            self.keeper.start()  # for `_drop`
-        return mapped
+            self.keeper.start()
 
     def _worker_count(self) -> int:
         return self._max_workers or _os.available_cpus()

@@ -11,9 +11,8 @@ sent, and stands here still, is known from the rest.
 import struct
 from typing import Any, Final
 
-from taskback._chunk import END
+from taskback._chunk import END, MOST
 
-MOST: Final = 4096  # records, and so tasks of a chunk
 DATA: Final = 196_608  # bytes of records
 _CALL, _BASE, _COUNT, _WORDS = range(4)
 SIZE: Final = 8 * (_WORDS + MOST) + DATA
