@@ -142,10 +142,12 @@ class WorkerDied(Event):
     Attributes:
         exitcode (int | None): Its exit status, negative for a signal; None if it is not known.
         task_id (str | None): The task that it was running.
+        why (str): What of the backend's had to do with it: a limit, a shutdown; empty if nothing.
     """
 
     exitcode: int | None = None
     task_id: str | None = None
+    why: str = ""
 
 
 class Listeners:

@@ -599,10 +599,11 @@ class ManagedBackend(SubmittingBackend):
     def lane_ready(self, lane: Lane, error: BaseException | None) -> None:
         """The lane's worker is ready; `error` is what loading the handler has raised there."""
 
-    def worker_died(self, pid: int, exitcode: int | None, run: Run | None) -> None:
+    def worker_died(self, pid: int, exitcode: int | None, run: Run | None, why: str) -> None:
         """A worker process has ended."""
         if self._listeners.listening:
-            self._listeners.emit(WorkerDied, pid=pid, exitcode=exitcode, task_id=None if run is None else run.id)
+            task_id = None if run is None else run.id
+            self._listeners.emit(WorkerDied, pid=pid, exitcode=exitcode, task_id=task_id, why=why)
 
     def cannot_start(self, lane: Lane, error: BaseException, tried_ns: int) -> bool:
         """Workers die before they are ready, the last one begun at that time; True if the lane is to try again."""

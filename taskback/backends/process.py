@@ -20,7 +20,8 @@ from taskback.backends._closing import TURN, until_user_code_ends
 from taskback.backends._managed import ManagedBackend
 from taskback.backends._packing import modules_of
 from taskback.pools import _os, guardian_client, trees, worker_process
-from taskback.pools.guardian_client import GuardianClient
+from taskback.pools.child.limits import NO_LIMITS
+from taskback.pools.guardian_client import GuardianClient, checked_limits
 from taskback.pools.lane import Lane
 from taskback.pools.process_lane import ProcessLane
 from taskback.pools.worker_lane import fullest
@@ -47,6 +48,12 @@ class ProcessPoolTaskBackend(ManagedBackend):
         max_tasks_per_child (int | None): After so many tasks a worker is replaced; 1 gives each task a fresh process,
             with the handler's modules imported. Its successor is started when it has its last one, so up to twice
             `max_workers` processes are there at a time. None never replaces one.
+        max_worker_seconds (float | None): A worker that is older than that is replaced when its task is over; None
+            never does.
+        max_worker_rss_bytes (int | None): So is one that has more than so many bytes of memory resident by then, with
+            what it shares and without what it has started.
+        kill_worker_rss_bytes (int | None): A worker that has more than that while it has something to do is killed;
+            its task is LOST with a `WorkerDiedError` that says so. It is looked at 50 times a second.
         timeout (float | None): Seconds that a task may run, where neither its type nor its submission says so.
         shutdown_timeout_seconds (float): How long `shutdown` drains if it is not told.
         cancel_grace_seconds (float): How long a task that is told to stop may take before its worker is killed.
@@ -98,6 +105,9 @@ class ProcessPoolTaskBackend(ManagedBackend):
         *,
         max_workers: int | None = None,
         max_tasks_per_child: int | None = None,
+        max_worker_seconds: float | None = None,
+        max_worker_rss_bytes: int | None = None,
+        kill_worker_rss_bytes: int | None = None,
         timeout: float | None = None,
         shutdown_timeout_seconds: float = 20.0,
         cancel_grace_seconds: float = 2.0,
@@ -113,7 +123,9 @@ class ProcessPoolTaskBackend(ManagedBackend):
         self._count = self._max_workers = checked_count("max_workers", max_workers, least=1)
         if max_tasks_per_child is not None:
             checked_count("max_tasks_per_child", max_tasks_per_child, least=1)
-        self._max_tasks_per_child = max_tasks_per_child
+        self._worker_limits = checked_limits(
+            max_tasks_per_child, max_worker_seconds, max_worker_rss_bytes, kill_worker_rss_bytes
+        )
         super().__init__(
             handler,
             timeout=timeout,
@@ -136,7 +148,7 @@ class ProcessPoolTaskBackend(ManagedBackend):
         self._packer.forget()
         with suppress(Exception):  # which each task is told
             self.handler_bytes()  # once, before each lane does it
-        guardian = self._guardian = GuardianClient(modules_of(self._executor), max_calls=self._max_tasks_per_child)
+        guardian = self._guardian = GuardianClient(modules_of(self._executor), limits=self._worker_limits)
         self._processes = [ProcessLane(self, guardian, f"{self._name}-{number}") for number in range(self._count)]
         self.keeper.start()
         if self._warming is not None:
@@ -173,7 +185,7 @@ class ProcessPoolTaskBackend(ManagedBackend):
             and self._ledger.pressure is None
             and not self._listeners.listening
             and not restores()
-            and self._max_tasks_per_child is None
+            and self._worker_limits == NO_LIMITS
             and _os.HAS_PACKETS
         )
 

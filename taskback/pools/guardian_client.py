@@ -24,12 +24,35 @@ import weakref
 from typing import Any, Final
 
 from taskback import _clock, _forks
+from taskback._options import checked_count
 from taskback.pools import _os
 from taskback.pools.child import boot, lifeline
+from taskback.pools.child.limits import NO_LIMITS, WorkerLimits
 
 logger = logging.getLogger(__name__)
 
 LAST_WORD: Final = 1.0  # seconds that a guardian gets to end everything below it, and itself
+
+
+def checked_limits(
+    max_calls: int | None, max_seconds: float | None, max_rss: int | None, kill_rss: int | None
+) -> WorkerLimits:
+    """What a pool or a backend was given, by the names that it has there.
+
+    Raises:
+        TypeError: One has the wrong type.
+        ValueError: One makes no sense, or one makes the other pointless.
+    """
+    seconds = _clock.checked_limit("max_worker_seconds", max_seconds)
+    for name, value in (("max_worker_rss_bytes", max_rss), ("kill_worker_rss_bytes", kill_rss)):
+        if value is not None:
+            checked_count(name, value, least=1)
+    if max_rss is not None and kill_rss is not None and kill_rss <= max_rss:
+        raise ValueError(
+            f"kill_worker_rss_bytes must be more than max_worker_rss_bytes ({max_rss}), not {kill_rss}: no worker "
+            "would live to be replaced"
+        )
+    return WorkerLimits(max_calls, seconds, max_rss, kill_rss)
 
 
 class Guard:
@@ -134,12 +157,14 @@ class GuardianClient:
     Args:
         modules (tuple[str, ...]): It imports them, so that workers need not.
         streams (bool): Whether workers are spoken to by streams, not by packets.
-        max_calls (int | None): After so many a worker ends; None has it go on.
+        limits (WorkerLimits): How long workers are kept.
     """
 
-    def __init__(self, modules: "tuple[str, ...]" = (), streams: bool = False, max_calls: int | None = None) -> None:
+    def __init__(
+        self, modules: "tuple[str, ...]" = (), streams: bool = False, limits: WorkerLimits = NO_LIMITS
+    ) -> None:
         self.streams = streams
-        self.max_calls = max_calls
+        self.limits = limits
         self._modules = modules
         self._lock = threading.Lock()
         self._guard: Guard | None = None
@@ -178,7 +203,7 @@ class GuardianClient:
 
     def _description(self) -> dict[str, Any]:
         flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # as multiprocessing does
-        return {**boot.description(self._modules, self.streams, self.max_calls), "flags": ["-P", *flags]}
+        return {**boot.description(self._modules, self.streams, self.limits), "flags": ["-P", *flags]}
 
     def _replace(self, guard: Guard) -> None:
         """One that takes no requests is no guardian; what is below it dies with it."""

@@ -174,8 +174,8 @@ class LaneOwner(Protocol):
         """The lane's worker is ready; `error` is what loading the handler has raised there."""
         ...
 
-    def worker_died(self, pid: int, exitcode: int | None, run: Run | None) -> None:
-        """A worker process has ended."""
+    def worker_died(self, pid: int, exitcode: int | None, run: Run | None, why: str) -> None:
+        """A worker process has ended; `why` is what of ours had to do with it."""
         ...
 
     def cannot_start(self, lane: Lane, error: BaseException, tried_ns: int) -> bool:

@@ -374,7 +374,7 @@ class ProcessLane:
 
     def worker_ended(self, lane: WorkerLane, ending: Ending, run: Run | None) -> None:
         assert ending.pid is not None
-        self._owner.worker_died(ending.pid, ending.exitcode, None if ending.ran is None else run)
+        self._owner.worker_died(ending.pid, ending.exitcode, None if ending.ran is None else run, ending.why)
 
     def cannot_start(self, lane: WorkerLane, error: BaseException, tries: int) -> bool:
         if lane is not self._lane:

@@ -15,7 +15,7 @@ from taskback import _clock, _forks, _role
 from taskback._public import lives_in
 from taskback.pools import _os, guardian_client, worker_process
 from taskback.pools.call_queue import CallQueue
-from taskback.pools.guardian_client import GuardianClient
+from taskback.pools.guardian_client import GuardianClient, checked_limits
 from taskback.pools.mapping import map_in_order
 
 logger = logging.getLogger(__name__)
@@ -50,6 +50,12 @@ class ProcessPool(Executor):
         initargs (tuple): With these arguments.
         max_tasks_per_child (int | None): After so many calls a worker is replaced; None never does. Its successor is
             started when it has its last one, so up to twice `max_workers` processes are there at a time.
+        max_worker_seconds (float | None): A worker that is older than that is replaced when its call is over; None
+            never does.
+        max_worker_rss_bytes (int | None): So is one that has more than so many bytes of memory resident by then, with
+            what it shares and without what it has started.
+        kill_worker_rss_bytes (int | None): A worker that has more than that while it has something to do is killed;
+            its call fails with a `WorkerDiedError` that says so. It is looked at 50 times a second.
         preload (Iterable[str]): Modules that workers find imported.
         exit_grace_seconds (float): How long the end of a program that has not shut the pool down waits for its calls;
             after it, those that have not begun are cancelled, and workers are killed.
@@ -66,6 +72,9 @@ class ProcessPool(Executor):
         initargs: "tuple[Any, ...]" = (),
         *,
         max_tasks_per_child: int | None = None,
+        max_worker_seconds: float | None = None,
+        max_worker_rss_bytes: int | None = None,
+        kill_worker_rss_bytes: int | None = None,
         preload: Iterable[str] = (),
         exit_grace_seconds: float = 2.0,
     ) -> None:
@@ -85,14 +94,16 @@ class ProcessPool(Executor):
         self._max_workers = max_workers
         self._initializer = initializer
         self._initargs = initargs
-        self._max_tasks_per_child = max_tasks_per_child
+        self._limits = checked_limits(
+            max_tasks_per_child, max_worker_seconds, max_worker_rss_bytes, kill_worker_rss_bytes
+        )
         self._preload = tuple(preload)
         self._exit_grace = _clock.checked_seconds("exit_grace_seconds", exit_grace_seconds)
         self._inherited: list[object] = []  # a fork's: the parent's, kept so that nothing of it is finalized here
         self._start_afresh()
 
     def _start_afresh(self) -> None:
-        self._guardian = GuardianClient(self._preload, self._by_streams, self._max_tasks_per_child)
+        self._guardian = GuardianClient(self._preload, self._by_streams, self._limits)
         self._queue = CallQueue(
             f"{type(self).__name__}-{id(self):x}",
             self._max_workers,

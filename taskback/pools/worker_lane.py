@@ -8,7 +8,8 @@ one takes here, so that a quick worker need not wait for its lane. When the call
 another lane has nothing to do, what the worker has not read is taken back, and the window is 1 again.
 
 Where a worker is replaced after so many calls, its successor is started as soon as it has its last one, and is ready
-when that is answered: so there is one worker more a lane at most, at its start, waiting, or at its end.
+when that is answered: so there is one worker more a lane at most, at its start, waiting, or at its end. A worker
+that is too old or too large says so itself when its call is over, and takes no other.
 
 Threads: send(), give_back(), interrupt(), kill(), stack(), wake() on any; all else on the lane's own.
 Holds: no exception ends a lane: it fails the calls it holds, has its worker killed, and starts anew. Every item that
@@ -54,7 +55,8 @@ class WorkerLane:
         self.name = name
         self._source = source
         self._guardian = guardian
-        self._max_calls = guardian.max_calls
+        self._max_calls = guardian.limits.max_calls
+        self._leaving = False  # the worker has said that it takes no more
         self._bell = _os.Bell()
         self._worker: WorkerProcess | None = None
         self._successor: WorkerProcess | None = None  # of one that has its last call
@@ -198,13 +200,17 @@ class WorkerLane:
 
     def _start_successor(self, worker: WorkerProcess) -> None:
         """If the worker has its last call, have the next one started meanwhile."""
-        if self._max_calls is None or self._successor is not None or not worker.out:
+        if self._successor is not None or self._source.is_over():
             return
-        if self._answered + len(worker.out) >= self._max_calls and not self._source.is_over():
+        if self._leaving or self._has_its_last(worker):
             try:
                 self._successor = self._started()
             except OSError as error:  # it is tried again, and told, when the worker has ended
                 logger.debug("%s: no successor could be started yet: %s", self.name, str(error))
+
+    def _has_its_last(self, worker: WorkerProcess) -> bool:
+        out = len(worker.out)
+        return self._max_calls is not None and out > 0 and self._answered + out >= self._max_calls
 
     def _end_successor(self) -> None:
         successor, self._successor = self._successor, None
@@ -216,13 +222,15 @@ class WorkerLane:
     def _serve(self, worker: WorkerProcess) -> None:
         """Have the worker do what there is, until it ends or is to."""
         self._answered = self._failures = 0
+        self._leaving = False
         self._source.worker_started(self, worker.pid)
         self._window = 1
         self._estimate = 0.0
         self._fill(worker)
         guarded = True
         while not worker.over and not self._leaves(worker):
-            self._start_successor(worker)
+            if self._max_calls is not None or self._leaving:
+                self._start_successor(worker)
             worker.wait(self._patience(worker))
             if guarded and not worker.guarded:
                 guarded = False
@@ -297,7 +305,7 @@ class WorkerLane:
         return room if self._max_calls is None else min(room, self._max_calls - self._answered - len(worker.out))
 
     def _used_up(self) -> bool:
-        return self._max_calls is not None and self._answered >= self._max_calls
+        return self._leaving or (self._max_calls is not None and self._answered >= self._max_calls)
 
     def give_back(self) -> None:
         """Take back what was sent ahead and is not read. On any thread."""
@@ -357,6 +365,10 @@ class WorkerLane:
                 self._begun(worker, packet)
             elif packet.kind == packets.PART and packet.id in worker.out:
                 self._source.part(self, worker.out[packet.id], packet)
+            elif packet.kind == packets.LEAVING:
+                self._leaving = True
+                worker.leaves(bytes(packet.data).decode("utf-8", "replace"))
+                self._put_back(worker.take_back())
             else:
                 self._not_awaited(worker, packet)
         return replies + self._settle(worker, bunch)
@@ -402,7 +414,7 @@ class WorkerLane:
         worker.await_end()
         self._tell_struck(worker)
         while (packet := worker.receive()) is not None:
-            if packet.kind in packets.REPLIES or packet.kind == packets.PART:
+            if packet.kind in packets.REPLIES or packet.kind in (packets.PART, packets.LEAVING):
                 self._take_in(worker, [packet])
         back = worker.take_back() + worker.not_begun()
         ending = worker.ending()

@@ -38,6 +38,7 @@ from taskback._packed import Packed, in_envelope
 from taskback._worker_died import WorkerDiedError
 from taskback.pools import _os, trees
 from taskback.pools.child import packets, status_page, streams
+from taskback.pools.child.limits import mib
 from taskback.pools.child.memory import AllTakenError
 from taskback.pools.child.packets import NoRoomError, Packet
 from taskback.pools.child.status_page import Snapshot, StatusPage
@@ -129,6 +130,7 @@ class WorkerProcess:
         self.recalls = 0
         self.struck: list[int] = []
         self._guardian = guardian
+        self._weighed = guardian.limits.kill_rss is not None
         self._lock = threading.Lock()
         self.busy_since = 0.0  # when it was last sent something, having had nothing
         self._known: dict[int, None] = {}  # the functions that it keeps, the oldest first
@@ -260,6 +262,8 @@ class WorkerProcess:
                 return False
             if not self.out:
                 self.busy_since = monotonic()
+                if self._weighed:
+                    self._have_weighed()
             for item, message in calls:
                 self.out[message[1]] = item
                 if self._waiting or not self._sent(*message):
@@ -267,6 +271,17 @@ class WorkerProcess:
         if self._waiting or self._calls.unsent:
             self._bell.ring()
         return True
+
+    def _have_weighed(self) -> None:
+        """It is about to have something to do; under the lock. The guardian is asked unless it watches it already."""
+        self._page.set_calls(True)
+        if not self._page.is_weighed():
+            self._guard.ask("weigh", self._number)
+
+    def _has_less(self) -> None:
+        """Calls are out no more; under the lock."""
+        if self._weighed and not self.out and not self._closed:
+            self._page.set_calls(False)
 
     def _sent(self, kind: int, call: int, data: Packed, function: "tuple[int, bytes] | None") -> bool:
         try:
@@ -299,6 +314,7 @@ class WorkerProcess:
                     if _clock.monotonic() < deadline:
                         break
                     failed.append((self.out.pop(message[1]), self._no_room))
+                    self._has_less()
                 self._waiting.popleft()
         return failed
 
@@ -463,6 +479,9 @@ class WorkerProcess:
     def _was_killed(self, call: int) -> None:
         self._why = self._why or "it was killed, for its call did not stop within the grace after its time limit"
 
+    def _was_outgrown(self, rss: int, most: int) -> None:
+        self._why = self._why or f"it was killed, for it had {mib(rss)} resident (kill_worker_rss_bytes is {mib(most)})"
+
     def _was_died(self, exitcode: int, peak_rss_bytes: int) -> None:
         self._ended = (exitcode, peak_rss_bytes)
 
@@ -506,7 +525,14 @@ class WorkerProcess:
                     number = self._bring.pop(call, None)
                     if number is not None:
                         self._known[number] = None
-            return [self.out.pop(call, None) for call in calls]
+            items = [self.out.pop(call, None) for call in calls]
+            if self._weighed:
+                self._has_less()
+            return items
+
+    def leaves(self, why: str) -> None:
+        """It has said that it reads no more calls and ends."""
+        self._why = self._why or why
 
     def take_back(self) -> list[Any]:
         """The calls that it has not read, and will not see now. On any thread.
@@ -526,6 +552,7 @@ class WorkerProcess:
             self._bring.pop(packet.id, None)
             if packet.id in self.out:
                 taken.append(self.out.pop(packet.id))
+        self._has_less()
         return taken
 
     def not_begun(self) -> list[Any]:

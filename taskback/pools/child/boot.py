@@ -24,6 +24,7 @@ from typing import Any, Final
 from taskback import _role
 from taskback.pools import _os
 from taskback.pools.child import lifeline
+from taskback.pools.child.limits import WorkerLimits
 
 logger = logging.getLogger(__name__)
 
@@ -36,13 +37,13 @@ BY_VALUE: Final = "cloudpickle"  # reads what travels by value
 THREAD_CAPS: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
-def description(modules: "tuple[str, ...]", streams: bool, max_calls: int | None = None) -> dict[str, Any]:
+def description(modules: "tuple[str, ...]", streams: bool, limits: WorkerLimits) -> dict[str, Any]:
     """What a new process is told: how this one is, and what to import.
 
     Args:
         modules (tuple[str, ...]): Imported once, by the guardian.
         streams (bool): Whether workers are spoken to by streams, not by packets.
-        max_calls (int | None): After so many a worker ends.
+        limits (WorkerLimits): How long workers are kept.
     """
     return {
         "role": "guardian",
@@ -53,7 +54,7 @@ def description(modules: "tuple[str, ...]", streams: bool, max_calls: int | None
         "authkey": bytes(multiprocessing.process.current_process().authkey),
         "modules": [*modules, *([BY_VALUE] if BY_VALUE in sys.modules else [])],
         "streams": streams,
-        "max_calls": max_calls,
+        "limits": tuple(limits),
     }
 
 
@@ -93,7 +94,8 @@ def begin(sock: socket.socket, described: dict[str, Any]) -> None:
         from taskback.pools.child import loop
 
         imported(described["modules"])
-        run = loop.Worker(loop.Descriptors(*described["fds"]), described["streams"], described["max_calls"]).live
+        limits = WorkerLimits(*described["limits"])
+        run = loop.Worker(loop.Descriptors(*described["fds"]), described["streams"], limits).live
         sock.close()
     try:
         run()

@@ -11,6 +11,7 @@ it keeps its times when the parent is busy.
   then it is reaped and its parent told how it ended.
 - It keeps the time limits that the parent announces: at the limit it looks at the status page, and if that very call
   still runs, has it stopped; firmly at half the grace; has its stack written just before, and kills at, the grace.
+- It kills a worker whose memory grows beyond the pool's limit while it has something to do (see `limits`).
 - On end of file from the parent, however that died, it kills every descendant, round by round, and exits.
 
 Holds: whatever goes wrong with one request, the others are served. Numbers of processes are used only while they
@@ -31,6 +32,7 @@ from typing import Any, Final
 
 from taskback.pools import _os
 from taskback.pools.child import boot, descendants, loop
+from taskback.pools.child.limits import Scale, WorkerLimits
 from taskback.pools.child.status_page import IDLE, REPLYING, StatusPage
 
 logger = logging.getLogger(__name__)
@@ -68,7 +70,7 @@ class _Limit:
 class _Child:
     """A worker, as its guardian knows it."""
 
-    __slots__ = ("fate", "limit", "number", "page", "pid", "stack")
+    __slots__ = ("fate", "limit", "number", "page", "pid", "scale", "stack")
 
     def __init__(self, number: int, pid: int, fate: socket.socket, page: StatusPage, stack: int) -> None:
         self.number = number
@@ -77,6 +79,7 @@ class _Child:
         self.page = page
         self.stack = stack
         self.limit: _Limit | None = None
+        self.scale = Scale(page)
 
     def tell(self, *message: Any, fd: int | None = None) -> None:
         """Tell the parent; if it does not listen, there is nothing to be done about it."""
@@ -104,6 +107,7 @@ class Guardian:
         self._described = described
         self._threads = threads
         self._workers: dict[int, _Child] = {}  # by pid
+        self._limits = WorkerLimits(*described["limits"])
         self._kill_all_ns: int | None = None
         _os.leave_the_terminal()
         _os.adopt_orphans()
@@ -171,6 +175,11 @@ class Guardian:
             if child.number == number:
                 child.limit = _Limit(call, seconds_ns, grace_ns)
 
+    def _do_weigh(self, number: int) -> None:
+        for child in self._workers.values():
+            if child.number == number:
+                child.scale.begin(time.monotonic_ns())
+
     def _do_kill(self, number: int) -> None:
         for child in self._workers.values():
             if child.number == number:
@@ -190,7 +199,7 @@ class Guardian:
             child.fate.close()
             child.page.close()
             self._let_go()
-            loop.Worker(loop.Descriptors(*fds), self._described["streams"], self._described["max_calls"]).live()
+            loop.Worker(loop.Descriptors(*fds), self._described["streams"], self._limits).live()
         except BaseException:
             logger.error("a worker ends", exc_info=True)
         finally:
@@ -260,6 +269,7 @@ class Guardian:
     def _patience(self) -> float | None:
         """Milliseconds until something is due; None if nothing is."""
         due = [child.limit.steps[0][0] if child.limit.steps else child.limit.due_ns for child in self._limited()]
+        due += [child.scale.due_ns for child in self._workers.values() if child.scale.due_ns is not None]
         if self._kill_all_ns is not None:
             due.append(self._kill_all_ns)
         return max(0.0, (min(due) - time.monotonic_ns()) / 1e6 + 0.5) if due else None
@@ -271,6 +281,9 @@ class Guardian:
         now = time.monotonic_ns()
         for child in self._limited():
             self._look_at(child, now)
+        for child in self._workers.values():
+            if child.scale.due_ns is not None and now >= child.scale.due_ns:
+                self._weigh(child, now)
         if self._kill_all_ns is not None and now >= self._kill_all_ns:
             self._kill_all_ns = None
             for child in list(self._workers.values()):
@@ -297,6 +310,15 @@ class Guardian:
                 limit.is_up(limit.due_ns)
         while child.limit is not None and limit.steps and now >= limit.steps[0][0]:
             self._take_step(child, limit, limit.steps.pop(0)[1])
+
+    def _weigh(self, child: _Child, now: int) -> None:
+        """Kill it if it has grown too large."""
+        most = self._limits.kill_rss
+        assert most is not None
+        rss = child.scale.look(child.pid, most, now)
+        if rss is not None:
+            child.tell("outgrown", rss, most)
+            self._kill(child)
 
     def _take_step(self, child: Any, limit: _Limit, step: str) -> None:
         if step == "stack":

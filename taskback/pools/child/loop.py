@@ -31,6 +31,7 @@ from taskback._task import ANNOUNCE_EVERY_NS
 from taskback.pools import _os
 from taskback.pools.child import boot, calls, chunks, lifeline, packets, streams
 from taskback.pools.child.functions import FunctionCall, Functions, packed_error, packed_reply
+from taskback.pools.child.limits import Age, WorkerLimits
 from taskback.pools.child.packets import NoRoomError, Packet
 from taskback.pools.child.status_page import StatusPage
 
@@ -67,13 +68,13 @@ class Worker:
     Args:
         fds (Descriptors): Its own from now on.
         by_streams (bool): Whether it is spoken to by streams, not by packets.
-        max_calls (int | None): After so many it ends by itself; its parent, which counts too, sends it no more.
+        limits (WorkerLimits): When it ends by itself.
     """
 
-    def __init__(self, fds: Descriptors, by_streams: bool, max_calls: int | None = None) -> None:
+    def __init__(self, fds: Descriptors, by_streams: bool, limits: WorkerLimits) -> None:
         make: Callable[[int], Any] = streams.worker_end if by_streams else packets.worker_end
         self._pid = os.getpid()
-        self._calls_left = -1 if max_calls is None else max_calls
+        self._age = Age(limits)
         self._fds = fds
         self._ours = {fd: _identity(fd) for fd in (fds.calls, fds.replies, fds.lifeline, fds.stack)}
         self._calls = make(fds.calls)
@@ -140,7 +141,8 @@ class Worker:
     # --- calls ---
 
     def _serve(self) -> None:
-        while self._calls_left:
+        age = self._age
+        while age.calls_left:
             try:
                 packet: Packet = self._calls.receive(wait=True)
             except EOFError:  # the parent is gone, and the lifeline has not seen to it
@@ -148,8 +150,11 @@ class Worker:
             if packet.kind == packets.BYE:
                 return
             self._perform(packet)
-            self._calls_left -= 1
+            age.calls_left -= 1
             del packet  # the memory that its payload lies in is free again
+            if age.is_watched and (why := age.why_leave()):
+                self._replies.send(packets.LEAVING, 0, why.encode(), wait=True)
+                return
 
     def _perform(self, packet: Packet) -> None:
         self._page.begin(packet.id, time.monotonic_ns())

@@ -63,11 +63,12 @@ VALUE: Final = 23  # of a TASK that went well and reported nothing; bytes: when 
 
 CHUNKED: Final = 24  # of a CHUNK that is over; bytes: what came of it
 PART: Final = 25  # of a CHUNK under way; bytes: the results so far
+LEAVING: Final = 26  # it reads no more calls, and ends; bytes: why
 
 _CALLS: Final = (CALL, TASK, BRIEF, CHUNK)
 TO_WORKER: Final = (HELLO, HELLO | WITH_FUNCTION, *_CALLS, *(kind | WITH_FUNCTION for kind in _CALLS), BYE)
 REPLIES: Final = frozenset((RESULT, ERROR, DONE, VALUE, CHUNKED))
-KINDS: Final = frozenset((*TO_WORKER, *REPLIES, READY, UNFIT, PROGRESS, BEGUN, PART))
+KINDS: Final = frozenset((*TO_WORKER, *REPLIES, READY, UNFIT, PROGRESS, BEGUN, PART, LEAVING))
 
 
 class Packet(NamedTuple):

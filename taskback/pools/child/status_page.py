@@ -1,7 +1,8 @@
 """Memory that a worker shares with its parent and its guardian: what it is doing, told without a message.
 
 The worker writes which call it runs, since when, whether user code has begun, how many replies it has sent, and the
-latest progress; behind that comes the journal of a chunk. The parent and the guardian write which call is to stop.
+latest progress; behind that comes the journal of a chunk. The parent and the guardian write which call is to stop. The
+parent writes whether the worker has calls, the guardian whether it watches the worker's memory.
 Reading is possible of a stopped or dead worker too.
 
 Holds: each word is written by one side alone, eight bytes at a time, which arrive whole. The worker writes PHASE last
@@ -9,6 +10,10 @@ when a call begins and first when it ends, and a reader looks at the id before a
 another call than the id beside it. Progress is between two counts of its writer (odd: being written), so that a reader
 knows a torn one. The memory is sealed against shrinking: a handler that truncates every file it finds cannot end its
 parent.
+
+Race: the guardian stops watching while the parent gives the worker something. The parent writes that there are calls,
+and then reads whether it is watched; the guardian writes that it is not, and a while later looks once more whether
+there are calls. So either the parent asks the guardian to watch, or the guardian finds the calls.
 """
 
 import mmap
@@ -25,7 +30,7 @@ _JOURNAL_AT: Final = 16_384
 PROGRESS_ROOM: Final = _JOURNAL_AT - _PROGRESS_AT
 SIZE: Final = _JOURNAL_AT + journal.SIZE  # what is not written to takes no memory
 
-_CALL, _SINCE, _PHASE, _REPLIES, _COUNT, _LENGTH, _STOP, _STOP_FIRMLY = range(8)  # words
+_CALL, _SINCE, _PHASE, _REPLIES, _COUNT, _LENGTH, _STOP, _STOP_FIRMLY, _HAS_CALLS, _WEIGHED = range(10)  # words
 
 IDLE: Final = 0
 READING: Final = 1  # its arguments are being unpickled
@@ -121,6 +126,22 @@ class StatusPage:
         if firmly:
             self._words[_STOP_FIRMLY] = call
         self._words[_STOP] = call
+
+    def set_calls(self, any: bool) -> None:
+        """The parent: whether it has given the worker anything that is not answered."""
+        self._words[_HAS_CALLS] = any
+
+    def has_calls(self) -> bool:
+        """Whether the worker was given anything that is not answered."""
+        return self._words[_HAS_CALLS] != 0
+
+    def set_weighed(self, on: bool) -> None:
+        """The guardian: whether it watches the worker's memory."""
+        self._words[_WEIGHED] = on
+
+    def is_weighed(self) -> bool:
+        """Whether the guardian watches the worker's memory."""
+        return self._words[_WEIGHED] != 0
 
     def snapshot(self) -> Snapshot:
         """What the worker is doing."""
