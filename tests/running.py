@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -15,18 +15,24 @@ from tests import leftovers
 from tests.faults import LIMIT, Channel
 from tests.helpers import ROOT
 
+NOTHING: Final[Mapping[str, str]] = {}
+
 
 class Program:
-    """A Python program under way: a script with `code`, or `how` says how it is run.
+    """A Python program under way: a script with `code`, or `how` says how it is run; `beside` are files there.
 
     What it and its handlers `tell` comes by `line`; what they print is in `out` and `err` once it has ended.
     """
 
-    def __init__(self, directory: Path, code: str, *how: str, stdin: bool = False) -> None:
+    def __init__(
+        self, directory: Path, code: str, *how: str, stdin: bool = False, beside: Mapping[str, str] = NOTHING
+    ) -> None:
         self.directory = directory  # where it runs
         self._channel = Channel(directory)
         script = directory / "program.py"
         script.write_text(code, encoding="utf-8")
+        for name, content in beside.items():
+            (directory / name).write_text(content, encoding="utf-8")
         self._streams = directory / "out", directory / "err"
         with self._streams[0].open("wb") as out, self._streams[1].open("wb") as err, script.open("rb") as source:
             self.process = subprocess.Popen(
@@ -96,10 +102,10 @@ class Programs:
         self._directory = directory
         self._started: list[Program] = []
 
-    def __call__(self, code: str, *how: str, stdin: bool = False) -> Program:
+    def __call__(self, code: str, *how: str, stdin: bool = False, beside: Mapping[str, str] = NOTHING) -> Program:
         directory = self._directory / f"program-{len(self._started)}"
         directory.mkdir()
-        program = Program(directory, code, *how, stdin=stdin)
+        program = Program(directory, code, *how, stdin=stdin, beside=beside)
         self._started.append(program)
         return program
 
