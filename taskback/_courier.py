@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from taskback import _forks
 from taskback._keeper import join
 
 logger = logging.getLogger(__name__)
@@ -63,10 +64,13 @@ class Courier:
                         return
                     self._wake.wait()
                 function, args = self._waiting.popleft()
+            pid = _forks.pid
             try:
                 function(*args)
             except BaseException:
                 logger.error("%s: %r raised", self._name, function, exc_info=True)
+            if _forks.pid != pid:
+                _forks.leave()
             del function, args  # what they refer to must not live until the next post
 
     def stop(self, deadline: float) -> bool:

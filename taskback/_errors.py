@@ -243,10 +243,16 @@ class TaskAbandonedError(TaskbackError, RuntimeError):
 
 @lives_in("taskback")
 class ForeignHandleError(TaskbackError, RuntimeError):
-    """The handle belongs to the process that this one was forked from; here it will never end."""
+    """The handle, or a pool's future, belongs to the process that this one was forked from; here it will never end.
 
-    def __init__(self, task_id: str, pid: int) -> None:
-        super().__init__(f"the handle of task {task_id} belongs to process {pid}, not to this fork of it")
+    Attributes:
+        task_id (str | None): The task; None for a call of a pool.
+        pid (int): That process.
+    """
+
+    def __init__(self, task_id: str | None, pid: int) -> None:
+        what = "future of a call" if task_id is None else f"handle of task {task_id}"
+        super().__init__(f"the {what} belongs to process {pid}, not to this fork of it")
         self.task_id = task_id
         self.pid = pid
 

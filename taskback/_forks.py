@@ -1,17 +1,22 @@
-"""Holds forks of the program back while something is half made that they would inherit so.
+"""Forks of the program: they come when nothing is half made, and what is ours does not run on in them.
 
 A fork that comes while a worker is being started has pipes that nobody knows of, so that the worker never notices its
-parent's death, and `multiprocessing` with a lock that a thread holds which the fork does not have.
+parent's death, and `multiprocessing` with a lock that a thread holds which the fork does not have. So forks wait.
+
+A fork that user code makes on a thread of ours (a handler, a callback, a listener) returns in both processes. In the
+child that thread would go on with what is the parent's: take its tasks, tell its outcomes. So whoever has called user
+code looks at `pid` afterwards; only the thread that forked is there to see it changed, and it ends its process.
 
 Locks: _lock is held while a worker is started (some milliseconds) and while the program forks. Whoever holds it takes
 no lock of ours.
 """
 
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Final
+from contextlib import contextmanager, suppress
+from typing import Final, NoReturn
 
 PATIENCE: Final = 5.0  # seconds that a fork waits; then it is made all the same
 
@@ -33,9 +38,19 @@ _in_child: list[Callable[[], object]] = []
 
 def watch(in_child: Callable[[], object]) -> None:
     """From now on hold forks back, and call this in each."""
-    if not _in_child and hasattr(os, "register_at_fork"):  # held back once, whoever asks for it
-        os.register_at_fork(before=_before, after_in_parent=_after, after_in_child=_afresh)
-    _in_child.append(in_child)
+    with _lock:
+        if not _in_child and hasattr(os, "register_at_fork"):  # held back once, whoever asks for it
+            os.register_at_fork(before=_before, after_in_parent=_after, after_in_child=_afresh)
+        if in_child not in _in_child:
+            _in_child.append(in_child)
+
+
+def leave() -> NoReturn:
+    """End this process, which is a fork that has come back to where its parent goes on."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):  # closed, full, or none at all
+            stream.flush()
+    os._exit(0)
 
 
 @contextmanager

@@ -11,6 +11,9 @@ condition, where there is one, is taken before it.
 Holds: a state changes under _states, and once there is a condition, under that as well, but for the move to RUNNING,
 which nobody waits for. It ends once; callbacks and locks of those who block are added only before that.
 
+In a fork of its process a future that had ended can be read, and any other refuses to be waited for. Neither takes a
+lock of before: a thread may have had it that the fork does not have.
+
 Race: the end and the first who waits. Both ask, under _states, whether there is a condition. (1) The end comes first:
 the state is final before a condition exists, and whoever makes one finds it so. (2) The waiter comes first: the end
 finds the condition and changes the state under it. Were the state changed before, and the condition taken after,
@@ -25,6 +28,9 @@ from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, PENDING, 
 from contextlib import AbstractContextManager
 from typing import Any, Final
 
+from taskback import _forks
+from taskback._errors import ForeignHandleError
+
 Callback = Callable[[Future[Any]], object]
 
 logger = logging.getLogger("concurrent.futures")  # where who watches the stock pools listens
@@ -35,9 +41,10 @@ OVER: Final = (FINISHED, CANCELLED_AND_NOTIFIED)  # the states in which a future
 class _Waiting:
     """What a stock future has from the beginning for those who wait."""
 
-    __slots__ = ("condition", "waiters")
+    __slots__ = ("condition", "pid", "waiters")
 
     def __init__(self) -> None:
+        self.pid = _forks.pid
         self.condition = threading.Condition()
         self.waiters: list[Any] = []  # of concurrent.futures.wait and as_completed
 
@@ -49,11 +56,12 @@ class LightFuture(Future[Any]):
         states (AbstractContextManager[object]): The lock of its owner for the states of its futures.
     """
 
-    __slots__ = ("_blocked", "_callbacks", "_exception", "_result", "_state", "_states", "_waiting")
+    __slots__ = ("_blocked", "_callbacks", "_exception", "_pid", "_result", "_state", "_states", "_waiting")
 
     def __init__(self, states: AbstractContextManager[object]) -> None:
         # Not super().__init__(), which makes all that.
         self._states = states
+        self._pid = _forks.pid
         self._state = PENDING
         self._result: Any = None
         self._exception: BaseException | None = None
@@ -63,8 +71,20 @@ class LightFuture(Future[Any]):
 
     # --- what a stock future has as fields ---
 
+    def _refuse_foreign(self) -> None:
+        """Raise where this is a fork in which it will never end."""
+        if self._pid != _forks.pid and self._state not in OVER:
+            raise ForeignHandleError(self._task_id(), self._pid)
+
+    def _task_id(self) -> str | None:
+        return None
+
     def _waited_for(self) -> _Waiting:
-        if self._waiting is None:
+        if self._pid != _forks.pid:
+            self._refuse_foreign()
+            if self._waiting is None or self._waiting.pid != _forks.pid:
+                self._waiting = _Waiting()
+        elif self._waiting is None:
             made = _Waiting()
             with self._states:
                 if self._waiting is None:
@@ -141,6 +161,7 @@ class LightFuture(Future[Any]):
 
     def _block(self, timeout: float | None) -> None:
         """Wait until it is over, or raise `TimeoutError`."""
+        self._refuse_foreign()
         lock = threading.Lock()
         lock.acquire()
         with self._states:
@@ -176,13 +197,20 @@ class LightFuture(Future[Any]):
         return self._state == CANCELLED_AND_NOTIFIED
 
     def add_done_callback(self, fn: Callback) -> None:  # as inherited
-        with self._states:
-            if self._state not in OVER:
-                if self._callbacks is None:
-                    self._callbacks = []
-                self._callbacks.append(fn)
-                return
+        if self._state not in OVER:
+            self._refuse_foreign()
+            with self._states:
+                if self._state not in OVER:
+                    if self._callbacks is None:
+                        self._callbacks = []
+                    self._callbacks.append(fn)
+                    return
         try:
             fn(self)
         except Exception:
             logger.exception("exception calling callback for %r", self)
+
+    def __repr__(self) -> str:
+        if self._pid == _forks.pid:
+            return super().__repr__()
+        return f"<{type(self).__name__} at {id(self):#x} state={self._state.lower()} of process {self._pid}>"

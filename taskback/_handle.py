@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from taskback import _clock, _forks
 from taskback._call import Outcome
-from taskback._errors import ForeignHandleError, ShedError
+from taskback._errors import ShedError
 from taskback._future import OVER, LightFuture
 from taskback._mailbox import Mailbox, mailbox_of
 from taskback._progress import Progress
@@ -50,13 +50,12 @@ class TaskHandle(LightFuture):
         `concurrent.futures.Future` (Python 3.11 documentation) for what it shares with it.
     """
 
-    __slots__ = ("_let_go_ns", "_loop_waiters", "_owner", "_pid", "_run")
+    __slots__ = ("_let_go_ns", "_loop_waiters", "_owner", "_run")
 
     def __init__(self, run: Run, owner: Owner, states: AbstractContextManager[object]) -> None:
         super().__init__(states)
         self._run = run
         self._owner = owner
-        self._pid = _forks.pid
         self._let_go_ns: int | None = None  # when it let go of a run that goes on for others
         self._loop_waiters: list[tuple[Mailbox, Callable[[], object], object]] | None = None
 
@@ -244,9 +243,8 @@ class TaskHandle(LightFuture):
             self._refuse_to_block()
         return super().exception(timeout)
 
-    def _refuse_foreign(self) -> None:
-        if self._pid != _forks.pid and self._state not in OVER:
-            raise ForeignHandleError(self.id, self._pid)
+    def _task_id(self) -> str:
+        return self.id
 
     def _refuse_to_block(self) -> None:
         self._refuse_foreign()

@@ -10,10 +10,11 @@ Locks: _lock is a leaf; it guards the start alone. call() takes none and may be 
 import asyncio
 import logging
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
-from taskback import _clock
+from taskback import _clock, _forks
 from taskback._loops import call_in
 
 logger = logging.getLogger(__name__)
@@ -40,6 +41,8 @@ class LoopThread:
                     loop.close()
                     raise
                 self.loop, self._thread = loop, thread
+                _loops.add(self)
+                _forks.watch(_disown_all)
             return self.loop
 
     def call(self, function: Callable[..., Any], *args: Any) -> bool:
@@ -58,6 +61,28 @@ class LoopThread:
             if loop is not None and not call_in(loop, loop.stop):  # it has ended by itself
                 return None
             return self._thread
+
+    def disown(self) -> None:
+        """In a fork: hold nothing of the loop, which does not run here, and take nothing out of what it sleeps on."""
+        self._lock = threading.Lock()
+        loop, self.loop, self._thread = self.loop, None, None
+        if loop is None:
+            return
+        _inherited.append(loop)
+        for name in ("_selector", "_ssock", "_csock"):  # of asyncio's own loops; its close() is for one that has ended
+            part = getattr(loop, name, None)
+            if part is not None:
+                part.close()
+        loop._closed = True  # type: ignore[attr-defined]  # or it would complain at its end
+
+
+_loops: "weakref.WeakSet[LoopThread]" = weakref.WeakSet()
+_inherited: list[object] = []  # a fork's: the parent's loops, kept so that nothing of them is finalized here
+
+
+def _disown_all() -> None:
+    for thread in list(_loops):
+        thread.disown()
 
 
 def join(thread: threading.Thread | None, deadline: float) -> bool:

@@ -238,3 +238,232 @@ def test_a_process_of_multiprocessing_has_a_backend_of_its_own_and_ends(start, h
     assert program.out == "[0, 0]\n", program.err
     assert "Traceback" not in program.err, program.err
     assert not any(map(is_running, workers))
+
+
+def test_a_fork_holds_nothing_of_its_parent(start):
+    """No descriptor of workers, guardians, loops or what sleeps, whichever backends and pools have been used."""
+    program = start(
+        guarded(
+            """
+            from taskback.pools import ProcessPool, ThreadPool
+            def held():
+                return {(fd, os.readlink(f"/proc/self/fd/{fd}")) for fd in map(int, os.listdir("/proc/self/fd"))
+                        if os.path.exists(f"/proc/self/fd/{fd}")}
+            async def wait(task):
+                await asyncio.sleep(0)
+                return task.get("n")
+            before = {target for _, target in held()}
+            backends = [make(wait, timeout=60) for make in (processes, threads, loops, inline, in_threads_of_another)]
+            for backend in backends:
+                assert backend.run_sync({"n": bytes(1 << 20)}, wait=20) == bytes(1 << 20)
+                backend.subscribe(lambda event: None)
+            delayed = backends[0].submit_sync({}, delay=600)
+            with ProcessPool(1) as pool, ThreadPool(1) as threads_of_ours:
+                array = pool.submit(bytes, 1 << 20).result(20)
+                assert threads_of_ours.submit(len, array).result(20) == 1 << 20
+                assert len(held()) > len(before) + 10
+                child = os.fork()
+                if child == 0:
+                    print(sorted(target for _, target in held() if target not in before), flush=True)
+                    os._exit(0)
+                os.waitpid(child, 0)
+                for backend in backends:  # nor has its letting go done any harm
+                    assert backend.run_sync({"n": 4}, wait=20) == 4
+                    assert not backend.shutdown_sync(0).stuck
+                assert pool.submit(len, b"four").result(20) == 4
+            """
+        )
+    )
+
+    assert program.end() == 0, program.err
+
+    assert program.out == "[]\n", program.err
+
+
+RETURNS = """
+    def work(task):
+        if task.get("forks"):
+            child = os.fork()
+            if child:
+                return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            print("in the child", flush=True)
+            return 9
+        tell(f"ran {task['n']} in {os.getpid()}")
+        return task["n"]
+    async def work_async(task):
+        return work(task)
+"""
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        "processes(work, max_workers=1)",
+        "taskback.ThreadPoolTaskBackend(work, max_workers=1)",
+        "taskback.ThreadPoolTaskBackend(work_async, max_workers=1)",
+        "inline(work)",
+        "inline(work_async)",
+        "loops(work_async)",
+        "taskback.ExecutorTaskBackend(work, pool=ThreadPoolExecutor(1))",
+        "taskback.pools.ThreadPool(1)",
+    ],
+)
+def test_a_fork_that_a_handler_makes_ends_where_the_handler_returns(start, made):
+    """What is queued runs once, in the parent; nobody is told twice."""
+    program = start(
+        guarded(
+            textwrap.dedent(RETURNS)
+            + textwrap.dedent(
+                f"""
+                import taskback.pools
+                backend = {made}
+                submit = backend.submit_sync if hasattr(backend, "submit_sync") else lambda task: backend.submit(work, task)
+                told = []
+                handles = [submit({{"forks": True, "n": -1}})] + [submit({{"n": n}}) for n in range(3)]
+                for handle in handles:
+                    handle.add_done_callback(lambda handle: tell(f"told {{os.getpid()}}"))
+                assert [handle.result(20) for handle in handles] == [0, 0, 1, 2]
+                backend.shutdown_sync(5) if hasattr(backend, "shutdown_sync") else backend.shutdown()
+                tell("over")
+                """
+            )
+        )
+    )
+    told = []
+    while (line := program.line()) != "over":
+        told.append(line)
+
+    assert program.end() == 0, program.err
+
+    assert program.out == "in the child\n"
+    assert sorted(line.split()[1] for line in told if line.startswith("ran")) == ["0", "1", "2"]
+    assert [line for line in told if line.startswith("told")] == [f"told {program.process.pid}"] * 4
+    assert "Traceback" not in program.err, program.err
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        "processes(echo, max_workers=1)",
+        "taskback.ThreadPoolTaskBackend(echo, max_workers=1)",
+        "taskback.ExecutorTaskBackend(echo, pool=ThreadPoolExecutor(1))",
+        "taskback.ExecutorTaskBackend(echo, pool=ProcessPoolExecutor(1))",
+        "taskback.pools.ThreadPool(1)",
+        "taskback.pools.ProcessPool(1)",
+    ],
+)
+@pytest.mark.parametrize("where", ["callback", "listener"])
+def test_a_fork_that_a_callback_makes_ends_where_that_returns(start, made, where):
+    """On a thread of ours, or of a pool's: the child goes on with nothing of the parent's."""
+    if where == "listener" and ".pools." in made:
+        pytest.skip("pools have no listeners")
+    program = start(
+        guarded(
+            f"""
+            import taskback.pools
+            backend = {made}
+            submit = backend.submit_sync if hasattr(backend, "submit_sync") else lambda task: backend.submit(echo, task)
+            gate = threading.Event()
+            def forks(*_):
+                if threading.current_thread() is threading.main_thread():
+                    return
+                child = os.fork()
+                if child:
+                    tell(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+            if "{where}" == "listener":
+                listening = backend.subscribe(lambda event: forks() if isinstance(event, taskback.TaskFinished) else None)
+                handles = [submit({{"n": 0}})]
+            else:
+                pool = backend if not hasattr(backend, "submit_sync") else None
+                handles = [submit({{"n": n}}) for n in range(1)]
+                busy = [submit({{"n": n}}) for n in range(100)]
+                busy[-1].add_done_callback(forks)
+                handles = busy
+            assert [handle.result(20) for handle in handles] == [n for n in range(len(handles))]
+            tell("results")
+            while not os.path.exists("go"): time.sleep(0.005)
+            backend.shutdown_sync(5) if hasattr(backend, "shutdown_sync") else backend.shutdown()
+            print("over", os.getpid(), flush=True)
+            """
+        )
+    )
+    lines = {program.line(), program.line()}
+    (program.directory / "go").touch()
+
+    assert program.end() == 0, program.err
+
+    assert lines == {"0", "results"}
+    assert program.out == f"over {program.process.pid}\n"
+    assert "Traceback" not in program.err, program.err
+
+
+def test_a_future_of_the_parent_says_so(start):
+    """Of the pools, too; and `wait`, `as_completed` and asyncio do not wait for what never ends. What had ended is there."""
+    program = start(
+        guarded(
+            """
+            from concurrent.futures import as_completed, wait
+            from taskback.pools import ProcessPool, ThreadPool
+            def hold(path):
+                while not os.path.exists(path): time.sleep(0.005)
+                return 1
+            def held(task):
+                return hold("gate")
+            def tell_of(pid, name, call):
+                try:
+                    call()
+                except taskback.ForeignHandleError as error:
+                    assert error.pid == pid, error
+                else:
+                    raise AssertionError(name)
+            with ProcessPool(1) as processes_of_ours, ThreadPool(1) as threads_of_ours, processes(held) as backend:
+                pending = [pool.submit(hold, "gate") for pool in (processes_of_ours, threads_of_ours)]
+                pending += [pool.submit(hold, "gate") for pool in (processes_of_ours, threads_of_ours)]  # queued
+                pending.append(backend.submit_sync({}))
+                early = ThreadPool(1)
+                ended = early.submit(int, "7")
+                assert ended.result(20) == 7
+                cancelled = threads_of_ours.submit(int)
+                assert cancelled.cancel()
+                child = os.fork()
+                if child == 0:
+                    try:
+                        parent = os.getppid()
+                        for future in pending:
+                            for name, call in {
+                                "result": future.result,
+                                "exception": lambda: future.exception(0.1),
+                                "cancel": future.cancel,
+                                "callback": lambda: future.add_done_callback(print),
+                                "wait": lambda: wait([future]),
+                                "as_completed": lambda: list(as_completed([ended, future])),
+                                "asyncio": lambda: asyncio.run(asyncio.wait_for(asyncio.wrap_future(future), 20)),
+                            }.items():
+                                tell_of(parent, name, call)
+                            assert not future.done()
+                            assert f"of process {parent}" in repr(future), repr(future)
+                        called = []
+                        ended.add_done_callback(called.append)
+                        assert called == [ended] and ended.result() == 7 and ended.exception() is None
+                        assert wait([ended, cancelled]).not_done == set()
+                        assert set(as_completed([ended, cancelled])) == {ended, cancelled}
+                        assert cancelled.cancelled() and cancelled.cancel() and not ended.cancel()
+                        for pool in (processes_of_ours, threads_of_ours, early):
+                            assert pool.submit(int, "5").result(20) == 5
+                            pool.shutdown()
+                    except BaseException as error:
+                        import traceback; traceback.print_exc()
+                        os._exit(9)
+                    os._exit(4)
+                status = os.waitpid(child, 0)[1]
+                open("gate", "w").close()
+                assert [future.result(20) for future in pending] == [1] * 5
+                early.shutdown()
+            print(os.waitstatus_to_exitcode(status))
+            """
+        )
+    )
+
+    assert program.end() == 0, program.err
+
+    assert program.out == "4\n", program.err

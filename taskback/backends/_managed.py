@@ -23,7 +23,7 @@ from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from typing import Any
 
-from taskback import _clock, _codec, _role
+from taskback import _clock, _codec, _forks, _role
 from taskback._backend import tell_at_the_end
 from taskback._call import AsyncCall, Call, Handler, Outcome
 from taskback._context import restores
@@ -537,7 +537,10 @@ class ManagedBackend(SubmittingBackend):
             self._call_back(with_callbacks)
 
     def _call_back(self, handles: list[TaskHandle]) -> None:
+        pid = _forks.pid
         for handle in handles:
+            if _forks.pid != pid:  # one has forked: the others are the parent's to call
+                return
             with self.user_code("a callback", handle.id):
                 try:
                     handle._invoke_callbacks()  # type: ignore[attr-defined]  # Future's own; pinned by a test

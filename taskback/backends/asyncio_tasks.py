@@ -82,6 +82,10 @@ class AsyncFireAndTrackBackend(ManagedBackend):
         super()._start_afresh()
         self._own_loop = LoopThread(f"{self._name}-loop")
 
+    def forked(self) -> None:
+        self._inherited.append(self._own_loop)
+        super().forked()
+
     def _prepare(self, run: Run) -> None:
         run.home_loop = asyncio._get_running_loop() or self._own_loop.start()
 

@@ -101,7 +101,7 @@ class SyncTaskBackend(ManagedBackend):
         assert isinstance(handle, TaskHandle)  # there is no queue that could be full
         run = handle._run
         if run.state is TaskState.QUEUED and run.lane is None:
-            self._go(run, ThreadLane(self, _HerePool()))
+            self._go(run, _HereLane(self, _HerePool()))
             if handle.state is TaskState.FAILED and isinstance(handle.exception(), KeyboardInterrupt):
                 handle.result()  # raises what was the user's, who meant the program
         else:
@@ -124,6 +124,12 @@ class SyncTaskBackend(ManagedBackend):
 
     def _lane_freed(self, lane: Any) -> bool:
         return False
+
+
+class _HereLane(ThreadLane):
+    """The calling thread, as a lane."""
+
+    on_callers_thread = True
 
 
 class _HerePool(Executor):

@@ -19,7 +19,7 @@ from taskback._task import Task, checked_type
 from taskback.backends._closing import TURN, until_user_code_ends
 from taskback.backends._managed import ManagedBackend
 from taskback.backends._packing import modules_of
-from taskback.pools import _os, guardian_client, trees, worker_process
+from taskback.pools import _os, trees
 from taskback.pools.child.limits import NO_LIMITS
 from taskback.pools.guardian_client import GuardianClient, checked_limits
 from taskback.pools.lane import Lane
@@ -285,8 +285,6 @@ class ProcessPoolTaskBackend(ManagedBackend):
             return
 
     def forked(self) -> None:
-        """This is a fork: hold nothing of the parent's workers, and start afresh."""
-        guardian_client.disown_all()
-        worker_process.disown_all()
+        """This is a fork: start afresh; what was open of the parent's workers is closed by now, or will be."""
         self._inherited.append((self._processes, self._guardian))
         super().forked()

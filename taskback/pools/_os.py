@@ -97,9 +97,14 @@ class Bell:
         with suppress(BlockingIOError):
             os.read(self._near, 4096)
 
-    def __del__(self) -> None:
-        for fd in {getattr(self, "_near", -1), getattr(self, "_far", -1)} - {-1}:
+    def close(self) -> None:
+        """Nobody rings it, or sleeps on it, any more."""
+        fds = {getattr(self, "_near", -1), getattr(self, "_far", -1)} - {-1}
+        self._near = self._far = -1
+        for fd in fds:
             os.close(fd)
+
+    __del__ = close
 
 
 def wait_readable(fd: int, seconds: float) -> None:

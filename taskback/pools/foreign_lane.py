@@ -13,7 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future
 from functools import partial
 
-from taskback import _clock
+from taskback import _clock, _forks
 from taskback._call import Outcome
 from taskback._run import Run
 from taskback._state import TaskState
@@ -75,12 +75,15 @@ class ForeignLane(OneRun):
             self._end(run, future)
 
     def _end(self, run: Run, future: "Future[bytes]") -> None:
+        pid = _forks.pid
         try:
             outcome = self._outcome(run, future)
         except BaseException as error:
             logger.error("the reply of task %s could not be read", run.id, exc_info=True)
             outcome = Outcome(TaskState.FAILED, error=error)
         self._owner.ended(run, outcome)
+        if _forks.pid != pid:  # by a callback, on a thread of the pool's
+            _forks.leave()
         self._owner.idle(self, run)
 
     def _outcome(self, run: Run, future: "Future[bytes]") -> Outcome:

@@ -65,10 +65,16 @@ class PoolFuture(LightFuture):
         Returns:
             bool: False if it runs or is over.
 
+        Raises:
+            ForeignHandleError: In a fork of the process that submitted the call.
+
         Source:
             `concurrent.futures.Future.cancel` (Python 3.13 documentation). Here `wait` and `as_completed` are told at
             once, not when a worker comes to the call.
         """
+        self._refuse_foreign()
+        if self._state in OVER:
+            return self.cancelled()
         if not self._end(None, None, CANCELLED_AND_NOTIFIED, unless=(RUNNING, *OVER)):
             return self.cancelled()
         self._work = _NOTHING

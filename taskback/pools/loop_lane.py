@@ -8,6 +8,7 @@ import asyncio
 import os
 from functools import partial
 
+from taskback import _forks
 from taskback._call import AsyncCall, Outcome
 from taskback._loops import call_in
 from taskback._run import Run
@@ -60,7 +61,10 @@ class LoopLane(OneRun):
     async def _perform(self, run: Run, call: AsyncCall) -> Outcome:
         if not self._owner.may_start(run, call):
             return Outcome(TaskState.CANCELLED)
+        pid = _forks.pid
         outcome = await call.run()
+        if _forks.pid != pid:
+            _forks.leave()
         try:
             if isinstance(outcome.error, KeyboardInterrupt):
                 self._owner.ended(run, outcome)

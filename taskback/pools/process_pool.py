@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 
 from taskback import _clock, _forks, _role
 from taskback._public import lives_in
-from taskback.pools import _os, guardian_client, worker_process
+from taskback.pools import _os
 from taskback.pools.call_queue import CallQueue
 from taskback.pools.guardian_client import GuardianClient, checked_limits
 from taskback.pools.mapping import map_in_order
@@ -35,7 +35,8 @@ class ProcessPool(Executor):
     pool goes on. The main script is never imported again, so it needs no `if __name__ == "__main__":`; what it defines
     travels by value. A function that travels by value is sent once a worker: what it finds in its globals is as it was
     then. Workers and all that they start are gone when the program is, however it ends. A daemonic process may have
-    one. In a fork of the program it starts afresh at its next use; futures of before never end there.
+    one. In a fork of the program it starts afresh at its next use; futures of before raise `ForeignHandleError` there
+    unless they had ended.
 
     Workers are forked, when the first call needs them, from a small process of the pool's own that has imported
     `preload`. They start with the parent's directory, `sys.path`, environment, flags and warning filters, with standard
@@ -259,7 +260,5 @@ def _join(pool: ProcessPool, deadline: float) -> None:
 def _forked() -> None:
     global _watch_lock
     _watch_lock = threading.Lock()
-    guardian_client.disown_all()
-    worker_process.disown_all()
     for pool in list(_pools):
         pool._forked()

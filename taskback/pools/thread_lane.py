@@ -32,6 +32,8 @@ class LaneInThread(OneRun):
         owner (LaneOwner): The backend.
     """
 
+    on_callers_thread = False
+
     def __init__(self, owner: LaneOwner) -> None:
         super().__init__()
         self._owner = owner
@@ -46,16 +48,22 @@ class LaneInThread(OneRun):
 
     def call(self, run: Run) -> None:
         """Call the handler, here and now."""
-        owner = self._owner
+        owner, pid = self._owner, _forks.pid
         try:
             call = owner.make_call(run)
             if owner.may_start(run, call):
-                owner.ended(run, call.run())
+                outcome = call.run()
+                if _forks.pid != pid:
+                    _forks.leave()
+                owner.ended(run, outcome)
+                del outcome  # an error's traceback leads to this frame
             else:
                 owner.ended(run, Outcome(TaskState.CANCELLED))
         except BaseException as error:  # ours, for the call itself raises nothing
             logger.error("a lane failed on task %s", run.id, exc_info=True)
             owner.ended(run, Outcome(TaskState.FAILED, error=error))
+        if _forks.pid != pid and not self.on_callers_thread:  # by a callback
+            _forks.leave()
 
     def stack(self, run: Run) -> str:
         """Where its thread is."""

@@ -21,6 +21,7 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, ClassVar, ParamSpec, TypeVar
 
+from taskback import _forks
 from taskback._public import lives_in
 from taskback.pools import _os, program_end
 from taskback.pools.future import PoolFuture
@@ -220,13 +221,20 @@ def _perform(future: PoolFuture) -> None:
     if work is None:
         return
     fn, args, kwargs = work
+    pid = _forks.pid
     try:
         result = fn(*args, **kwargs)
     except BaseException as error:
+        if _forks.pid != pid:
+            _forks.leave()
         future.settle(None, error)
         del future  # the error's traceback holds this frame
     else:
+        if _forks.pid != pid:
+            _forks.leave()
         future.settle(result)
+    if _forks.pid != pid:  # by a callback
+        _forks.leave()
 
 
 def _prepare(find_pool: "weakref.ref[ThreadPool]", initialize: Initialize) -> bool:

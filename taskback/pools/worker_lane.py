@@ -22,12 +22,13 @@ its lock: the call is out before, and the lane serves it first; or send() gives 
 import logging
 import threading
 import traceback
+import weakref
 from collections.abc import Iterable
 from typing import Any, Final, Protocol, TypeVar
 
-from taskback import _clock, _codec
+from taskback import _clock, _codec, _forks
 from taskback._worker_died import WorkerDiedError
-from taskback.pools import _os
+from taskback.pools import _os, guardian_client, worker_process
 from taskback.pools.child import packets
 from taskback.pools.child.packets import Packet
 from taskback.pools.child.status_page import Snapshot
@@ -68,6 +69,8 @@ class WorkerLane:
         self._failures = 0  # starts that failed, in a row
         self.tried_ns = 0  # when the last one began, on the monotonic clock
         self.thread = threading.Thread(target=self._live, name=name, daemon=True)
+        _lanes.add(self)
+        _forks.watch(_disown_all)
 
     def start(self) -> None:
         """Begin; a RuntimeError where no thread can be started any more."""
@@ -173,25 +176,34 @@ class WorkerLane:
         failure: BaseException | None = None
         not_started: BaseException | None = None
         self.tried_ns = _clock.monotonic_ns()
+        pid = _forks.pid
         try:
             worker, self._successor = self._successor or self._started(), None
             self._worker = worker
             if worker.await_ready(self._source.is_over):
                 self._serve(worker)
         except BaseException as error:
+            if _forks.pid != pid:
+                _forks.leave()
             if worker is None or not worker.ready:
                 not_started = error
             else:
                 failure = error
                 # As text: whoever kept the traceback would keep the worker, and what is open with it.
                 logger.error("%s failed, and starts anew\n%s", self.name, traceback.format_exc())
+        if _forks.pid != pid:
+            _forks.leave()
         ending = None
         if worker is not None:
             try:
                 ending = self._bury(worker, failure)
             except BaseException as error:
+                if _forks.pid != pid:
+                    _forks.leave()
                 logger.error("%s failed while it buried its worker\n%s", self.name, traceback.format_exc())
                 self._bury_somehow(worker, error)
+            if _forks.pid != pid:
+                _forks.leave()
         return not_started is None or self._try_again(not_started, ending)
 
     def _started(self) -> WorkerProcess:
@@ -396,12 +408,17 @@ class WorkerLane:
             self._window = max(1, min(self._most_ahead, 2 * self._window, int(AHEAD / self._estimate)))
             if len(replies) > 1 and not worker.over:
                 self._fill_ahead(worker)
+            pid = _forks.pid
             try:
                 self._source.finished(self, replies)
             except BaseException as error:
+                if _forks.pid != pid:
+                    _forks.leave()
                 for item, _ in replies:
                     self._source.failed(self, item, error)
                 raise
+            if _forks.pid != pid:  # by user code: a callback, or the rebuilding of a result
+                _forks.leave()
         return len(replies)
 
     def _bury(self, worker: WorkerProcess, failure: BaseException | None) -> Ending:
@@ -483,3 +500,14 @@ def as_told(error: BaseException, ending: Ending | None) -> BaseException:
     told = WorkerDiedError(pid, exitcode, why=f"a worker could not be started: {error}")
     told.__cause__ = error if isinstance(error, OSError) else None
     return told
+
+
+_lanes: "weakref.WeakSet[WorkerLane]" = weakref.WeakSet()
+
+
+def _disown_all() -> None:
+    """In a fork of the parent: hold nothing by which workers and guardians know that their parent lives."""
+    guardian_client.disown_all()
+    worker_process.disown_all()
+    for lane in list(_lanes):
+        lane._bell.close()
