@@ -317,8 +317,7 @@ def test_a_fork_that_a_handler_makes_ends_where_the_handler_returns(start, made)
                 f"""
                 import taskback.pools
                 backend = {made}
-                submit = backend.submit_sync if hasattr(backend, "submit_sync") else lambda task: backend.submit(work, task)
-                told = []
+                submit = getattr(backend, "submit_sync", lambda task: backend.submit(work, task))
                 handles = [submit({{"forks": True, "n": -1}})] + [submit({{"n": n}}) for n in range(3)]
                 for handle in handles:
                     handle.add_done_callback(lambda handle: tell(f"told {{os.getpid()}}"))
@@ -344,10 +343,10 @@ def test_a_fork_that_a_handler_makes_ends_where_the_handler_returns(start, made)
 @pytest.mark.parametrize(
     "made",
     [
-        "processes(echo, max_workers=1)",
-        "taskback.ThreadPoolTaskBackend(echo, max_workers=1)",
-        "taskback.ExecutorTaskBackend(echo, pool=ThreadPoolExecutor(1))",
-        "taskback.ExecutorTaskBackend(echo, pool=ProcessPoolExecutor(1))",
+        "processes(gated, max_workers=1)",
+        "taskback.ThreadPoolTaskBackend(gated, max_workers=1)",
+        "taskback.ExecutorTaskBackend(gated, pool=ThreadPoolExecutor(1))",
+        "taskback.ExecutorTaskBackend(gated, pool=ProcessPoolExecutor(1))",
         "taskback.pools.ThreadPool(1)",
         "taskback.pools.ProcessPool(1)",
     ],
@@ -361,25 +360,28 @@ def test_a_fork_that_a_callback_makes_ends_where_that_returns(start, made, where
         guarded(
             f"""
             import taskback.pools
-            backend = {made}
-            submit = backend.submit_sync if hasattr(backend, "submit_sync") else lambda task: backend.submit(echo, task)
-            gate = threading.Event()
+            def gated(task):
+                while not os.path.exists("gate"): time.sleep(0.002)
+                return task["n"]
             def forks(*_):
-                if threading.current_thread() is threading.main_thread():
-                    return
+                assert threading.current_thread() is not threading.main_thread()
                 child = os.fork()
                 if child:
                     tell(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-            if "{where}" == "listener":
-                listening = backend.subscribe(lambda event: forks() if isinstance(event, taskback.TaskFinished) else None)
-                handles = [submit({{"n": 0}})]
+            def hears(event):
+                if isinstance(event, taskback.TaskFinished) and event.task_id == "last":
+                    forks()
+            backend = {made}
+            if hasattr(backend, "submit_sync"):
+                submit = backend.submit_sync
+                backend.subscribe(hears if "{where}" == "listener" else lambda event: None)
             else:
-                pool = backend if not hasattr(backend, "submit_sync") else None
-                handles = [submit({{"n": n}}) for n in range(1)]
-                busy = [submit({{"n": n}}) for n in range(100)]
-                busy[-1].add_done_callback(forks)
-                handles = busy
-            assert [handle.result(20) for handle in handles] == [n for n in range(len(handles))]
+                submit = lambda task, id: backend.submit(gated, task)
+            handles = [submit({{"n": n}}, id=f"t{{n}}" if n < 99 else "last") for n in range(100)]
+            if "{where}" == "callback":
+                handles[-1].add_done_callback(forks)
+            open("gate", "w").close()
+            assert [handle.result(20) for handle in handles] == list(range(100))
             tell("results")
             while not os.path.exists("go"): time.sleep(0.005)
             backend.shutdown_sync(5) if hasattr(backend, "shutdown_sync") else backend.shutdown()
@@ -398,7 +400,7 @@ def test_a_fork_that_a_callback_makes_ends_where_that_returns(start, made, where
 
 
 def test_a_future_of_the_parent_says_so(start):
-    """Of the pools, too; and `wait`, `as_completed` and asyncio do not wait for what never ends. What had ended is there."""
+    """Of the pools, too; `wait`, `as_completed` and asyncio wait for nothing that never ends. What had ended is there."""
     program = start(
         guarded(
             """
@@ -467,3 +469,224 @@ def test_a_future_of_the_parent_says_so(start):
     assert program.end() == 0, program.err
 
     assert program.out == "4\n", program.err
+
+
+def test_a_fork_comes_while_other_threads_have_every_lock(start):
+    """And while one submits and one shuts down: nobody lets go of those locks in the child, and it needs none."""
+    program = start(
+        guarded(
+            """
+            from taskback import _backend
+            from taskback.pools import ProcessPool, ThreadPool, process_pool, program_end
+            backends = [make(echo) for make in (processes, threads, inline)]
+            backends.append(taskback.ExecutorTaskBackend(echo, pool=lambda: ThreadPoolExecutor(1)))
+            backends.append(loops(lambda task: task.get("n")))
+            pools = [ProcessPool(1), ThreadPool(1)]
+            handles = [backend.submit_sync({"n": 1}) for backend in backends]
+            futures = [pool.submit(int, "1") for pool in pools]
+            assert [each.result(20) for each in handles + futures] == [1] * 7
+            locks = [_backend._once_lock, program_end._lock, process_pool._watch_lock]
+            for backend in backends:
+                locks += [backend._ledger.lock, backend._ledger._states, backend._open_lock, backend.keeper._lock]
+                locks += [backend._listeners._lock, backend._callbacks._lock]
+            locks += [pools[0]._queue._lock, pools[0]._queue._states, pools[0]._guardian._lock]
+            locks += [pools[1]._lock, pools[1]._states]
+            locks += [handle._condition for handle in handles + futures]
+            has_them, done = threading.Event(), threading.Event()
+            def keep():
+                for lock in locks:
+                    lock.acquire()
+                has_them.set()
+                done.wait()
+                for lock in reversed(locks):
+                    lock.release()
+            threading.Thread(target=keep).start()
+            has_them.wait()
+            half_way = threading.Thread(target=backends[1].submit_sync, args=({"n": 2},))
+            closing = threading.Thread(target=backends[0].shutdown_sync)
+            half_way.start(), closing.start()
+            child = os.fork()
+            if child == 0:
+                try:
+                    from concurrent.futures import as_completed, wait
+                    assert [each.result() for each in as_completed(handles + futures)] == [1] * 7
+                    assert not wait(handles + futures).not_done
+                    called = []
+                    for each in handles + futures:
+                        each.add_done_callback(called.append)
+                        each.cancel(), repr(each), each.running()
+                    assert called == handles + futures
+                    async def awaited(handle):
+                        return await handle
+                    for handle in handles:
+                        assert asyncio.run(awaited(handle)) == 1
+                    for backend in backends:
+                        assert backend.run_sync({"n": 3}, wait=20) == 3
+                        assert backend.stats().accepted == 1
+                        assert not backend.shutdown_sync(5).stuck
+                    for pool in pools:
+                        assert pool.submit(int, "3").result(20) == 3
+                        pool.shutdown()
+                except BaseException as error:
+                    import traceback; traceback.print_exc()
+                    os._exit(9)
+                os._exit(4)
+            status = os.waitpid(child, 0)[1]
+            done.set()
+            half_way.join(), closing.join()
+            for pool in pools:
+                pool.shutdown()
+            for backend in backends:
+                assert not backend.shutdown_sync(5).stuck
+            print(os.waitstatus_to_exitcode(status))
+            """
+        )
+    )
+
+    assert program.end() == 0, program.err
+
+    assert program.out == "4\n", program.err
+    assert "Traceback" not in program.err, program.err
+
+
+def test_a_fork_waits_for_a_worker_that_is_being_started(start):
+    """It comes when both ends are where they belong: the worker ends with its parent, though the child lives on."""
+    program = start(
+        guarded(
+            """
+            from taskback.pools.guardian_client import GuardianClient
+            backend = processes(swallow, max_workers=1)
+            in_between, go_on = threading.Event(), threading.Event()
+            plainly = GuardianClient.start_worker
+            def start_worker(self, fds):
+                in_between.set()
+                go_on.wait()
+                return plainly(self, fds)
+            GuardianClient.start_worker = start_worker
+            backend.submit_sync({})
+            in_between.wait()
+            threading.Timer(0.2, go_on.set).start()  # the fork is held back until then
+            child = os.fork()
+            if child == 0:
+                assert go_on.is_set()
+                time.sleep(60)
+                os._exit(0)
+            tell(f"child {child}")
+            time.sleep(60)
+            """
+        )
+    )
+    lines = [program.line(), program.line()]
+    (worker,) = (int(line) for line in lines if "child" not in line)
+    (fork,) = (int(line.split()[1]) for line in lines if "child" in line)
+
+    program.process.kill()
+    program.process.wait()
+
+    try:
+        await_gone(worker)
+        assert is_running(fork)
+    finally:
+        os.kill(fork, signal.SIGKILL)
+
+
+def test_a_fork_in_a_program_with_two_loops_serves_in_a_third(start):
+    """Made within a coroutine, beside another loop that awaits a handle; and a fork of that fork does, too."""
+    program = start(
+        guarded(
+            """
+            backend = processes(echo, max_workers=1)
+            async def hold():
+                handle = await backend.submit({"n": 1}, delay=600)
+                waiting.set()
+                try:
+                    await handle
+                except asyncio.CancelledError:
+                    return "cancelled"
+            def beside():
+                print(asyncio.run(hold()), os.getpid(), flush=True)
+            async def serve(depth):
+                assert await backend.run({"n": depth}) == depth
+                if depth < 3:
+                    child = os.fork()
+                    if child == 0:
+                        asyncio.run(serve(depth + 1))
+                        sys.stdout.flush()
+                        os._exit(depth)
+                    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == depth
+                assert await backend.run({"n": depth}) == depth
+                assert not (await backend.shutdown(0)).stuck
+            waiting = threading.Event()
+            other = threading.Thread(target=beside)
+            other.start()
+            waiting.wait()
+            asyncio.run(serve(0))
+            other.join()
+            """
+        )
+    )
+
+    assert program.end() == 0, program.err
+
+    assert program.out == f"cancelled {program.process.pid}\n", program.err
+    assert "Traceback" not in program.err, program.err
+
+
+def test_a_fork_that_becomes_another_program_has_inherited_nothing(start):
+    """`exec` right after the fork, and by `subprocess` with a function to be called before it."""
+    program = start(
+        guarded(
+            """
+            import subprocess
+            backend = processes(echo, max_workers=1)
+            assert backend.run_sync({"n": bytes(1 << 20)}, wait=20)
+            show = [sys.executable, "-c", "import os; print(sorted(os.readlink(f'/proc/self/fd/{fd}').split(':')[0]"
+                    " for fd in os.listdir('/proc/self/fd') if os.path.exists(f'/proc/self/fd/{fd}')"
+                    " and int(fd) > 2), flush=True)"]
+            child = os.fork()
+            if child == 0:
+                os.execv(sys.executable, show)
+            os.waitpid(child, 0)
+            subprocess.run(show, preexec_fn=lambda: None, check=True)
+            assert backend.run_sync({"n": 4}, wait=20) == 4
+            backend.shutdown_sync(0)
+            """
+        )
+    )
+
+    assert program.end() == 0, program.err
+
+    assert program.out == "[]\n[]\n", program.out
+
+
+def test_a_fork_has_no_use_for_the_pool_of_somebody_else(start):
+    """A backend that was given a stock pool says so there; one that was given a pool of ours has it afresh."""
+    program = start(
+        guarded(
+            """
+            from taskback.pools import ProcessPool, ThreadPool
+            stock = in_threads_of_another(echo)
+            ours = [taskback.ExecutorTaskBackend(echo, pool=make(1)) for make in (ProcessPool, ThreadPool)]
+            for backend in (stock, *ours):
+                assert backend.run_sync({"n": 1}, wait=20) == 1
+            child = os.fork()
+            if child == 0:
+                try:
+                    stock.submit_sync({})
+                except taskback.BackendClosedError as error:
+                    print(error, flush=True)
+                for backend in ours:
+                    assert backend.run_sync({"n": 2}, wait=20) == 2
+                    backend.shutdown_sync(5)
+                os._exit(0)
+            assert os.waitpid(child, 0)[1] == 0
+            for backend in (stock, *ours):
+                assert backend.run_sync({"n": 3}, wait=20) == 3
+                backend.shutdown_sync(5)
+            """
+        )
+    )
+
+    assert program.end() == 0, program.err
+
+    assert "in a fork, and its pool in the parent (give it what makes a pool instead)" in program.out

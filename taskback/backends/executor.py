@@ -150,7 +150,8 @@ class ExecutorTaskBackend(ManagedBackend):
     def _open(self) -> None:
         if self._pool is None:
             if self._make_pool is None:
-                raise BackendClosedError(self._name, "closed with its pool (give it what makes a pool instead)")
+                gone = "in a fork, and its pool in the parent" if self._inherited else "closed with its pool"
+                raise BackendClosedError(self._name, f"{gone} (give it what makes a pool instead)")
             self._pool = self._made()
         self._under_way = 0
         self._retired = []
@@ -258,9 +259,10 @@ class ExecutorTaskBackend(ManagedBackend):
             _shut_down(self._pool, False)
 
     def forked(self) -> None:
-        """This is a fork: the parent's pool is of no use here."""
+        """This is a fork: the parent's pool is of no use here, unless it is one of ours, which starts afresh itself."""
         self._inherited.append(self._pool)
-        self._pool = None
+        if not hasattr(self._pool, "_forked"):
+            self._pool = None
         super().forked()
 
 
