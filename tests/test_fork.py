@@ -400,7 +400,7 @@ def test_a_fork_that_a_callback_makes_ends_where_that_returns(start, made, where
 
 
 def test_a_future_of_the_parent_says_so(start):
-    """Of the pools, too; `wait`, `as_completed` and asyncio wait for nothing that never ends. What had ended is there."""
+    """Of the pools, too; `wait`, `as_completed` and asyncio never hang on one. What had ended can be read."""
     program = start(
         guarded(
             """
