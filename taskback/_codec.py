@@ -271,10 +271,14 @@ def type_name(error: BaseException) -> str:
 
 
 def not_rebuilt(error: BaseException) -> ResultNotSerializableError:
-    """What a task gets whose result cannot be rebuilt here."""
+    """What a task gets whose result cannot be rebuilt here; where that failed stands in it as a note.
+
+    As text, for the frames of a lane would keep it, and what it has open, for as long as somebody has the error.
+    """
     why = f"not rebuilt here: {type(error).__name__}: {safe_text(error)}"
     refusal = ResultNotSerializableError("result", "value", why)
-    refusal.__cause__ = error
+    refusal.add_note(traceback_text(error))
+    refusal.__cause__ = frameless(error)
     return refusal
 
 

@@ -24,6 +24,7 @@ import pytest
 from taskback import WorkerDiedError
 from taskback.pools import ProcessPool
 from taskback.pools.child import loop
+from taskback.pools.guardian_client import Guard
 from tests import faults
 from tests.faults import LIMIT, await_gone
 from tests.helpers import ROOT, few_descriptors, is_running, run_python
@@ -274,8 +275,9 @@ def test_worker_and_guardian_may_die_together(make, channel):
     await_gone(*children)
 
 
-def test_a_guardian_that_is_stopped_and_full_is_replaced(make):
-    """A request that nobody takes is not waited for without end."""
+def test_a_guardian_that_is_stopped_and_full_is_replaced(make, monkeypatch):
+    """A request that nobody takes is not waited for without end; not even where telling it to go on is in vain."""
+    monkeypatch.setattr(Guard, "prod", lambda self: None)
     pool = make(1)
     does(pool, "pid").result(LIMIT)
     guard = pool._guardian._guard

@@ -6,6 +6,9 @@ comes the lock that holds forks back, and nothing else. Asking takes no lock, fo
 Holds: no request is lost for want of a guardian without its asker being told: start_worker() starts another one, the
 rest gives False. A worker belongs to the guardian that started it (its `Guard`), dead or not.
 
+A guardian can be stopped instead of dead, or hang: then it tells of no death and keeps no limit. Nobody polls it, but
+whoever has waited too long for something of it has it go on (`prod`), and kills it when that does not help.
+
 Race: the guardian dies while it is asked to start a worker. Either the send fails, and the request goes to the next
 one; or the far end of the worker's fate, which was in the message, closes with it, and the asker reads that end.
 """
@@ -21,6 +24,7 @@ import struct
 import subprocess
 import threading
 import weakref
+from contextlib import suppress
 from typing import Any, Final
 
 from taskback import _clock, _forks
@@ -120,6 +124,7 @@ class Guard:
     def close(self, deadline: float) -> None:
         """Have it end everything below it, and itself; by force at the deadline."""
         self._control.close()  # the end of file that it waits for
+        self.prod()  # or one that somebody has stopped would have to be killed, and what is below it would go on
         self._cut()
         try:
             self._process.wait(max(0.0, deadline - _clock.monotonic()))
@@ -132,10 +137,19 @@ class Guard:
         """Whether it has not ended; reaps it if it has."""
         return self._process.poll() is None
 
+    def prod(self) -> None:
+        """Have it go on, if somebody has stopped it: it has not done what it should have."""
+        with suppress(OSError):
+            self._process.send_signal(signal.SIGCONT)
+
     def kill(self) -> None:
         """End it now, and wait for it."""
-        self._process.send_signal(signal.SIGKILL)
+        self.send_kill()
         self._process.wait()
+
+    def send_kill(self) -> None:
+        """End it now, as soon as the kernel has done with it."""
+        self._process.send_signal(signal.SIGKILL)
 
     def disown(self) -> None:
         """In a fork of the parent: hold nothing of it."""

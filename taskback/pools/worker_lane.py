@@ -24,6 +24,7 @@ import threading
 import traceback
 import weakref
 from collections.abc import Iterable
+from threading import get_ident
 from typing import Any, Final, Protocol, TypeVar
 
 from taskback import _clock, _codec, _forks
@@ -122,8 +123,8 @@ class WorkerLane:
         if seconds is not None:
             worker.limit(call, seconds, grace)
         sent = worker.send(kind, call, data, item, function)
-        if sent and self._max_calls is not None:
-            self._bell.ring()  # it may be its last one
+        if sent and (self._max_calls is not None or (seconds is not None and self.thread.ident != get_ident())):
+            self._bell.ring()  # it may be its last one; or the lane sleeps, and has to look whether its limit is kept
         return sent
 
     def interrupt(self, call: int, firmly: bool) -> None:
@@ -244,6 +245,8 @@ class WorkerLane:
             if self._max_calls is not None or self._leaving:
                 self._start_successor(worker)
             worker.wait(self._patience(worker))
+            if worker.look_at is not None:
+                worker.look_after_guardian()
             if guarded and not worker.guarded:
                 guarded = False
                 for item in list(worker.out.values()):
@@ -260,7 +263,10 @@ class WorkerLane:
             self._fill(worker, more=replies > 0)
 
     def _patience(self, worker: WorkerProcess) -> float | None:
-        return PATIENCE if len(worker.out) > 1 else None
+        if len(worker.out) > 1:
+            return PATIENCE
+        look_at = worker.look_at
+        return None if look_at is None else look_at - _clock.monotonic()
 
     def _fill(self, worker: WorkerProcess, more: bool = False) -> None:
         """See to it that the worker has something to do, or is known to have nothing; `more`: send ahead."""

@@ -53,6 +53,7 @@ RETRY: Final = 0.01  # seconds between two looks whether there is room
 END_LIMIT: Final = 1.0  # seconds from a goodbye, or from a kill, to the worker's end
 STACK_LIMIT: Final = 0.05  # seconds that a worker gets to write its stacks
 SILENCE: Final = 0.1  # seconds from the end of a worker's connection to the news of its death; then it is killed
+PROD: Final = 1.0  # seconds that a guardian may be late with what it does; then it is told to go on, or is killed
 
 
 class WorkerStartError(Exception):
@@ -64,6 +65,16 @@ class InitializerError(WorkerStartError):
 
 
 _ToSend = tuple[int, int, Packed, "tuple[int, bytes] | None"]  # kind, call, data, function: see `WorkerProcess.send`
+
+
+@dataclass(slots=True)
+class _Limited:
+    """A call whose time limit its guardian keeps, and when to look whether it does."""
+
+    call: int
+    seconds: float  # within which it is stopped, by force at last
+    look_at: float
+    prodded: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +150,7 @@ class WorkerProcess:
         self._no_room = NoRoomError()
         self._retired = False
         self._closed = False
+        self._limited: _Limited | None = None  # the call whose time limit its guardian keeps
         self._why = ""
         self._ended: tuple[int | None, int | None] | None = None  # exit status and memory, once it is known to have
         self._silent = False  # its connection has ended
@@ -203,6 +215,7 @@ class WorkerProcess:
             WorkerStartError: It will not.
         """
         deadline = _clock.monotonic() + START_LIMIT
+        prod_at: float | None = _clock.monotonic() + PROD  # it may be importing, and not stopped
         greeted = False
         while not self.ready:
             if called_off():
@@ -213,7 +226,10 @@ class WorkerProcess:
                 raise WorkerStartError(
                     f"its guardian has not started it within {START_LIMIT:g} s; is an import hanging?"
                 )
-            self.wait(None if self.pid else deadline - _clock.monotonic())
+            if prod_at is not None and _clock.monotonic() >= prod_at:
+                prod_at = None
+                self._guard.prod()
+            self.wait(None if self.pid else (prod_at or deadline) - _clock.monotonic())
             packet = self.receive()
             greeted = greeted or (packet is not None and self._greeted(packet))
             # Race: on a busy machine it greets before its guardian, which forked it, has told its number. Without that
@@ -332,6 +348,40 @@ class WorkerProcess:
     def limit(self, call: int, seconds: float, grace: float) -> None:
         """Have the guardian stop a call that is about to be sent when its time is up, and kill after the grace."""
         self._guard.ask("limit", self._number, call, int(seconds * 1e9), int(grace * 1e9))
+        self._limited = _Limited(call, seconds + grace, monotonic() + seconds + grace + PROD)
+
+    @property
+    def look_at(self) -> float | None:
+        """When to look whether its guardian keeps the time limit of its call."""
+        limited = self._limited
+        return None if limited is None else limited.look_at
+
+    def look_after_guardian(self) -> None:
+        """A call should have been stopped or killed by now: see whether its guardian has failed to do so."""
+        limited, now = self._limited, monotonic()
+        if limited is None or now < limited.look_at:
+            return
+        seen = self.snapshot()
+        if limited.call not in self.out or not self.guarded:
+            self._limited = None
+        elif seen.call != limited.call or seen.phase != status_page.IN_USER_CODE:
+            limited.look_at = now + limited.seconds + PROD  # it has not begun, or is just replying
+        elif (due := seen.since_ns / 1e9 + limited.seconds + PROD) > now:
+            limited.look_at = due
+        elif not limited.prodded:
+            logger.warning("the guardian pid=%d is late to stop a call, and is told to go on", self._guard.pid)
+            limited.prodded, limited.look_at = True, now + PROD
+            self._guard.prod()
+        else:
+            self._limited = None
+            self._give_up_guardian()
+
+    def _give_up_guardian(self) -> None:
+        """It does nothing: those who wait for it find that its end is closed, and its workers' limits are ours."""
+        if self.guarded:
+            logger.warning("the guardian pid=%d does not do what it should, and is killed", self._guard.pid)
+            self._guard.send_kill()
+            self._lost_its_guardian()
 
     def interrupt(self, call: int, firmly: bool) -> list[Any]:
         """Have a call stop by itself: an exception in its handler. What is not read is given back.
@@ -525,6 +575,9 @@ class WorkerProcess:
                     number = self._bring.pop(call, None)
                     if number is not None:
                         self._known[number] = None
+            limited = self._limited
+            if limited is not None and limited.call in calls:
+                self._limited = None
             items = [self.out.pop(call, None) for call in calls]
             if self._weighed:
                 self._has_less()
@@ -578,6 +631,10 @@ class WorkerProcess:
                 self.wait(deadline - _clock.monotonic())
             if self._ended is None:
                 self.kill("it was killed, for it had closed its connection, or did not end when told to")
+                self._guard.prod()  # which may have to tell of it
+        if self._ended is None and self._watch is not None and _is_readable(self._watch):
+            self._give_up_guardian()
+            self.wait(END_LIMIT)
 
     def ending(self) -> Ending:
         """How it ended, for whoever lost a call by that."""
@@ -601,6 +658,12 @@ class WorkerProcess:
         self._retired = self._closed = True
         self._lock = threading.Lock()
         self._ours.close()
+
+
+def _is_readable(fd: int) -> bool:
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def _await_written(stack: int) -> None:
