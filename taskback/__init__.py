@@ -47,6 +47,7 @@ if typing.TYPE_CHECKING:  # the same names for those who read and do not run; a 
         WorkerStarted,
     )
     from taskback._handle import TaskHandle
+    from taskback._log_filter import TaskLogFilter
     from taskback._progress import Progress
     from taskback._promises import Promises
     from taskback._report import BackendStats, ShutdownReport, TypeStats, WorkerStats
@@ -99,6 +100,7 @@ __all__ = [
     "TaskEvent",
     "TaskFinished",
     "TaskHandle",
+    "TaskLogFilter",
     "TaskNotSerializableError",
     "TaskProgress",
     "TaskQueued",
@@ -164,6 +166,7 @@ __getattr__ = _public.finder(
             "WorkerStarted",
         ),
         "_handle": ("TaskHandle",),
+        "_log_filter": ("TaskLogFilter",),
         "_progress": ("Progress",),
         "_promises": ("Promises",),
         "_report": ("BackendStats", "ShutdownReport", "TypeStats", "WorkerStats"),

@@ -545,8 +545,8 @@ def test_a_worker_begins_as_a_process_should(make):
     assert found["flags"] == (sys.flags.dev_mode, sys.flags.optimize)
     assert found["threads"] == 1
     assert int(found["oom"]) >= 300
-    # Three streams, calls, replies, lifeline, page, stack, and the one that lists the directory.
-    assert len(found["descriptors"]) <= 9
+    # Three streams, calls, replies, lifeline, page, stack, records, and the one that lists the directory.
+    assert len(found["descriptors"]) <= 10
 
 
 def test_what_a_manager_gives_can_travel():

@@ -92,6 +92,11 @@ def test_the_handlers_example_runs_as_it_stands(tmp_path, backend):
     assert run_example("handlers.py", tmp_path, "-c", code) == "2\nsent to you\n"
 
 
+def test_the_log_example_runs_as_it_stands(tmp_path):
+    """What the worker logs is handled before the backend is shut down."""
+    assert run_example("logs.py", tmp_path) == "payment: paid 7\nNone: closed\n"
+
+
 def test_the_shell_example_runs_as_it_stands(tmp_path):
     """The command of the README, with its one task."""
     handler = re.search(r"cat jobs.py\n(.*?)    \$ echo", README, re.DOTALL)

@@ -25,6 +25,7 @@ from taskback.pools.guardian_client import GuardianClient, checked_limits
 from taskback.pools.lane import Lane
 from taskback.pools.process_lane import ProcessLane
 from taskback.pools.worker_lane import fullest
+from taskback.pools.worker_logs import LogReader
 
 KILLED_WITHIN: Final = 0.2  # seconds after the grace of a shutdown, from when on the guardian sees to it
 
@@ -65,6 +66,8 @@ class ProcessPoolTaskBackend(ManagedBackend):
         max_queued_bytes (int | None): Bytes that those may be pickled to; None sets no limit.
         when_full (str): What becomes of a submission beyond that: "wait" has it wait for room, "reject" raises
             `QueueFullError`, "shed" drops the oldest task of the lowest priority for it.
+        forward_logs (bool): Whether what workers log or warn of is handled by this process's loggers and filters, with
+            the attributes `task_id`, `task_type` and `worker_pid` on each record; if not, by the worker's own.
 
     Raises:
         TypeError: An argument has the wrong type.
@@ -117,6 +120,7 @@ class ProcessPoolTaskBackend(ManagedBackend):
         max_queued: int | None = None,
         max_queued_bytes: int | None = None,
         when_full: str = "wait",
+        forward_logs: bool = True,
     ) -> None:
         if max_workers is None:
             max_workers = _os.available_cpus()
@@ -126,6 +130,7 @@ class ProcessPoolTaskBackend(ManagedBackend):
         self._worker_limits = checked_limits(
             max_tasks_per_child, max_worker_seconds, max_worker_rss_bytes, kill_worker_rss_bytes
         )
+        self._forward_logs = bool(forward_logs)
         super().__init__(
             handler,
             timeout=timeout,
@@ -148,7 +153,9 @@ class ProcessPoolTaskBackend(ManagedBackend):
         self._packer.forget()
         with suppress(Exception):  # which each task is told
             self.handler_bytes()  # once, before each lane does it
-        guardian = self._guardian = GuardianClient(modules_of(self._executor), limits=self._worker_limits)
+        logs = LogReader(f"{self._name}-logs") if self._forward_logs else None
+        modules = modules_of(self._executor)
+        guardian = self._guardian = GuardianClient(modules, limits=self._worker_limits, logs=logs)
         self._processes = [ProcessLane(self, guardian, f"{self._name}-{number}") for number in range(self._count)]
         self.keeper.start()
         if self._warming is not None:
@@ -266,6 +273,9 @@ class ProcessPoolTaskBackend(ManagedBackend):
         if self._guardian is not None:
             self._guardian.close(limit)
         held = [lane.name for lane in self._processes if not lane.join(limit)]
+        logs = None if self._guardian is None else self._guardian.logs
+        if logs is not None and not logs.join(max(limit, _clock.monotonic() + TURN)):
+            held.append(logs.name)
         dying = [pid for lane in self._processes for pid in lane.dying()]
         self._processes = []
         return dying, held

@@ -32,6 +32,7 @@ from taskback._options import checked_count
 from taskback.pools import _os
 from taskback.pools.child import boot, lifeline
 from taskback.pools.child.limits import NO_LIMITS, WorkerLimits
+from taskback.pools.worker_logs import LogReader
 
 logger = logging.getLogger(__name__)
 
@@ -172,13 +173,19 @@ class GuardianClient:
         modules (tuple[str, ...]): It imports them, so that workers need not.
         streams (bool): Whether workers are spoken to by streams, not by packets.
         limits (WorkerLimits): How long workers are kept.
+        logs (LogReader | None): Handles what workers log; None leaves that to them.
     """
 
     def __init__(
-        self, modules: "tuple[str, ...]" = (), streams: bool = False, limits: WorkerLimits = NO_LIMITS
+        self,
+        modules: "tuple[str, ...]" = (),
+        streams: bool = False,
+        limits: WorkerLimits = NO_LIMITS,
+        logs: LogReader | None = None,
     ) -> None:
         self.streams = streams
         self.limits = limits
+        self.logs = logs
         self._modules = modules
         self._lock = threading.Lock()
         self._guard: Guard | None = None
@@ -248,6 +255,8 @@ class GuardianClient:
             guard, self._guard = self._guard, None
             if guard is not None:
                 guard.close(_clock.monotonic() + LAST_WORD if deadline is None else deadline)
+        if self.logs is not None:
+            self.logs.close()
 
 
 def disown_all() -> None:

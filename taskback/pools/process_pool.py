@@ -17,6 +17,7 @@ from taskback.pools import _os
 from taskback.pools.call_queue import CallQueue
 from taskback.pools.guardian_client import GuardianClient, checked_limits
 from taskback.pools.mapping import map_in_order
+from taskback.pools.worker_logs import LogReader
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +61,9 @@ class ProcessPool(Executor):
         preload (Iterable[str]): Modules that workers find imported.
         exit_grace_seconds (float): How long the end of a program that has not shut the pool down waits for its calls;
             after it, those that have not begun are cancelled, and workers are killed.
+        forward_logs (bool): Whether what workers log or warn of is handled by this process's loggers and filters, with
+            the attribute `worker_pid` on each record (and `task_id` and `task_type`, which are None); if not, by the
+            worker's own.
 
     Raises:
         TypeError: An argument has the wrong type.
@@ -78,6 +82,7 @@ class ProcessPool(Executor):
         kill_worker_rss_bytes: int | None = None,
         preload: Iterable[str] = (),
         exit_grace_seconds: float = 2.0,
+        forward_logs: bool = True,
     ) -> None:
         if max_workers is None:
             max_workers = _os.available_cpus()
@@ -100,13 +105,16 @@ class ProcessPool(Executor):
         )
         self._preload = tuple(preload)
         self._exit_grace = _clock.checked_seconds("exit_grace_seconds", exit_grace_seconds)
+        self._forward_logs = bool(forward_logs)
         self._inherited: list[object] = []  # a fork's: the parent's, kept so that nothing of it is finalized here
         self._start_afresh()
 
     def _start_afresh(self) -> None:
-        self._guardian = GuardianClient(self._preload, self._by_streams, self._limits)
+        name = f"{type(self).__name__}-{id(self):x}"
+        logs = LogReader(f"{name}-logs") if self._forward_logs else None
+        self._guardian = GuardianClient(self._preload, self._by_streams, self._limits, logs)
         self._queue = CallQueue(
-            f"{type(self).__name__}-{id(self):x}",
+            name,
             self._max_workers,
             self._guardian,
             self._initializer,
@@ -182,6 +190,9 @@ class ProcessPool(Executor):
             for lane in lanes:
                 if lane.thread is not threading.current_thread():  # a callback shuts it down
                     lane.thread.join()
+            logs = self._guardian.logs
+            if logs is not None and threading.current_thread() not in (logs.thread, *(lane.thread for lane in lanes)):
+                logs.join()
 
     def terminate_workers(self) -> None:
         """Shut down at once: calls that run are told to stop by an exception, and killed after 2 seconds.
@@ -255,6 +266,8 @@ def _end_all() -> None:
 def _join(pool: ProcessPool, deadline: float) -> None:
     for lane in pool._queue.lanes():
         lane.thread.join(max(0.0, deadline - _clock.monotonic()))
+    if pool._guardian.logs is not None and not pool._queue.lanes():
+        pool._guardian.logs.join(deadline)
 
 
 def _forked() -> None:

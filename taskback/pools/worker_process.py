@@ -36,7 +36,7 @@ from taskback import _clock, _codec, _forks
 from taskback._clock import monotonic
 from taskback._packed import Packed, in_envelope
 from taskback._worker_died import WorkerDiedError
-from taskback.pools import _os, trees
+from taskback.pools import _os, trees, worker_logs
 from taskback.pools.child import packets, status_page, streams
 from taskback.pools.child.limits import mib
 from taskback.pools.child.memory import AllTakenError
@@ -156,6 +156,7 @@ class WorkerProcess:
         self._silent = False  # its connection has ended
         self._watch: int | None = None
         self._bell = bell
+        self._levels: bytes | None = None  # what it has been told is to be logged; None if it logs by itself
         self._ours = ExitStack()  # closes what is open
         _workers.add(self)
         try:
@@ -165,6 +166,8 @@ class WorkerProcess:
                 self._guard, self._number = guardian.start_worker(self._descriptors)
                 self._calls.given()
                 self._replies.given()
+                if self._logs is not None:
+                    self._logs.given()
         except BaseException:
             self.close()
             raise
@@ -186,16 +189,23 @@ class WorkerProcess:
         self._page = ours.enter_context(closing(StatusPage(page)))
         self._stack = _os.unnamed_file("taskback-stack")
         ours.callback(os.close, self._stack)
-        self._descriptors = (
-            *(self._calls.far_fileno(), self._replies.far_fileno(), reading, page, self._stack),
+        self._descriptors: tuple[int, ...] = (
             fate.fileno(),
+            *(self._calls.far_fileno(), self._replies.far_fileno(), reading, page, self._stack),
         )
+        self._logs = None if self._guardian.logs is None else self._guardian.logs.open(transport)
+        if self._logs is not None:
+            ours.enter_context(closing(self._logs))
+            self._descriptors = (*self._descriptors, self._logs.far_fileno())
         self._replies_fd = self._replies.fileno()
         self._poll = select.poll()
         for fd in (self._replies.fileno(), self._fate.fileno(), self._bell.fileno()):
             self._poll.register(fd, select.POLLIN)
 
     def _greet(self, hello: Packed, function: "tuple[int, bytes] | None") -> None:
+        if self._logs is not None:
+            self._levels = worker_logs.levels_now()
+            self._calls.send(packets.LEVELS, 0, self._levels)
         if function is None:
             self._calls.send(packets.HELLO, 0, hello)
         else:
@@ -273,9 +283,12 @@ class WorkerProcess:
 
     def send_all(self, calls: "list[tuple[Any, _ToSend]]", recalls: int | None = None) -> bool:
         """The same for several, each as its item and what `send` takes beside that: all of them, or none."""
+        levels = None if self._levels is None else worker_logs.levels_now()
         with self._lock:
             if self._retired or not (recalls is None or recalls == self.recalls):
                 return False
+            if levels is not None and levels is not self._levels and not self._waiting:
+                self._tell_levels(levels)
             if not self.out:
                 self.busy_since = monotonic()
                 if self._weighed:
@@ -298,6 +311,11 @@ class WorkerProcess:
         """Calls are out no more; under the lock."""
         if self._weighed and not self.out and not self._closed:
             self._page.set_calls(False)
+
+    def _tell_levels(self, levels: bytes) -> None:
+        with suppress(OSError):  # no room, so it is told with a later call; or it has died
+            self._calls.send(packets.LEVELS, 0, levels)
+            self._levels = levels
 
     def _sent(self, kind: int, call: int, data: Packed, function: "tuple[int, bytes] | None") -> bool:
         try:
@@ -602,6 +620,8 @@ class WorkerProcess:
         taken = [self.out.pop(message[1]) for _, message in self._waiting]
         self._waiting.clear()
         for packet in self._calls.take_back():
+            if packet.kind == packets.LEVELS:
+                self._levels = b""  # which it is told again
             self._bring.pop(packet.id, None)
             if packet.id in self.out:
                 taken.append(self.out.pop(packet.id))
@@ -685,6 +705,7 @@ _workers: "weakref.WeakSet[WorkerProcess]" = weakref.WeakSet()
 
 def disown_all() -> None:
     """In a fork of the parent: hold nothing by which workers know that their parent lives."""
+    worker_logs.disown_all()
     for worker in list(_workers):
         with suppress(OSError):
             worker.disown()

@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 STACK_TIME: Final = 50_000_000  # ns that a worker has to write its stack before it is killed
 LAST_ROUNDS: Final = 5.0  # seconds; what the kernel does not finish with by then is left to it
-_FDS: Final = struct.Struct("6i")
+_MOST_FDS: Final = struct.calcsize("7i")  # bytes
 
 
 class _Limit:
@@ -141,7 +141,7 @@ class Guardian:
         """Do what is asked; False at the end of file."""
         while True:
             try:
-                message, beside, _, _ = self._control.recvmsg(4096, socket.CMSG_SPACE(_FDS.size))
+                message, beside, _, _ = self._control.recvmsg(4096, socket.CMSG_SPACE(_MOST_FDS))
             except BlockingIOError:
                 return True
             except ConnectionResetError:
@@ -149,20 +149,20 @@ class Guardian:
             if not message:
                 return False
             what, *facts = pickle.loads(message)
-            getattr(self, f"_do_{what}")(*facts, *(_FDS.unpack(data) for _, _, data in beside))
+            getattr(self, f"_do_{what}")(*facts, *(struct.unpack(f"{len(data) // 4}i", data) for _, _, data in beside))
 
     def _do_start(self, number: int, fds: tuple[int, ...]) -> None:
-        *given, stack, fate = fds
-        child = _Child(number, 0, socket.socket(fileno=fate), StatusPage(given[3]), stack)
+        fate, *given = fds
+        child = _Child(number, 0, socket.socket(fileno=fate), StatusPage(given[3]), given[4])
         try:
             start = self._spawn if self._threads else self._fork
-            child.pid = start(child, [*given, stack])
+            child.pid = start(child, given)
         except OSError as error:
             child.tell("failed", f"{type(error).__name__}: {error}")
             child.close()
             return
         finally:
-            for fd in given:
+            for fd in (*given[:4], *given[5:]):
                 os.close(fd)
         self._workers[child.pid] = child
         watch = _os.open_death_watch(child.pid)  # before it can be reaped, so it is no stranger's

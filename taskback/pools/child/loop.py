@@ -27,11 +27,12 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 from taskback import _codec
 from taskback._call import Call, SignalMarks
 from taskback._packed import Packed
-from taskback._task import ANNOUNCE_EVERY_NS
+from taskback._task import ANNOUNCE_EVERY_NS, CurrentTask
 from taskback.pools import _os
 from taskback.pools.child import boot, calls, chunks, lifeline, packets, streams
 from taskback.pools.child.functions import FunctionCall, Functions, packed_error, packed_reply
 from taskback.pools.child.limits import Age, WorkerLimits
+from taskback.pools.child.logs import Logs
 from taskback.pools.child.packets import NoRoomError, Packet
 from taskback.pools.child.status_page import StatusPage
 
@@ -50,6 +51,7 @@ class Descriptors(NamedTuple):
     lifeline: int
     page: int
     stack: int
+    logs: int = -1  # where records go; none where they stay here
 
 
 this: "Worker | None" = None  # what this process is, once it is one
@@ -76,7 +78,9 @@ class Worker:
         self._pid = os.getpid()
         self._age = Age(limits)
         self._fds = fds
-        self._ours = {fd: _identity(fd) for fd in (fds.calls, fds.replies, fds.lifeline, fds.stack)}
+        self._ours = {
+            fd: _identity(fd) for fd in (fds.calls, fds.replies, fds.lifeline, fds.stack, fds.logs) if fd >= 0
+        }
         self._calls = make(fds.calls)
         self._replies = make(fds.replies)
         self._page = StatusPage(fds.page)
@@ -86,6 +90,7 @@ class Worker:
         self._sending = threading.Lock()  # reports may come from threads of the handler's own
         self._shielded = False  # the main thread is sending: what would be raised there is raised after it
         self._deferred = False
+        self._logs = Logs(make(fds.logs), self._pid, self._shield, self._at_work) if fds.logs >= 0 else None
 
     def live(self) -> None:
         """Be a worker; does not return."""
@@ -123,6 +128,10 @@ class Worker:
     def _greet(self) -> bool:
         """Do what is to be done before the first call; False if that failed."""
         packet: Packet = self._calls.receive(wait=True)
+        if self._logs is not None:
+            self._logs.set_levels(packet.data)
+            self._logs.begin()
+            packet = self._calls.receive(wait=True)
         brings = packet.kind & packets.WITH_FUNCTION
         try:
             hello = self._functions.keep(packet.data) if brings else packet.data
@@ -135,6 +144,8 @@ class Worker:
             return False
         trouble = self._functions.trouble()
         _leave_if_forked(self._pid)
+        if self._logs is not None:
+            self._logs.settle()
         self._replies.send(packets.READY, 0, trouble, wait=True)
         return True
 
@@ -147,8 +158,12 @@ class Worker:
                 packet: Packet = self._calls.receive(wait=True)
             except EOFError:  # the parent is gone, and the lifeline has not seen to it
                 return
-            if packet.kind == packets.BYE:
-                return
+            if packet.kind in packets.NO_CALLS:
+                if packet.kind == packets.BYE:
+                    return
+                if self._logs is not None and not packet.problem:
+                    self._logs.set_levels(packet.data)
+                continue
             self._perform(packet)
             age.calls_left -= 1
             del packet  # the memory that its payload lies in is free again
@@ -216,6 +231,11 @@ class Worker:
                 self._replies.send(packets.BEGUN, request.number)
         return True
 
+    def _at_work(self) -> CurrentTask | None:
+        running = self._running
+        found: CurrentTask | None = None if running is None else getattr(running[1], "current", None)
+        return found
+
     def _page_asks(self, number: int, call: Interruptible) -> bool:
         self._running = (number, call)  # first: see the race on the top
         return self._page.stop_wanted(number)
@@ -238,17 +258,21 @@ class Worker:
         if os.getpid() != self._pid:  # a fork that the handler made has no say
             return
         data = pickle.dumps(calls.pack_progress(progress), _codec.PROTOCOL)
-        if threading.get_ident() != threading.main_thread().ident:
-            self._tell_progress(number, data)
-            return
-        self._shielded = True  # or the signal would raise in here, in the middle of a message perhaps
+        self._shield(self._tell_progress, number, data)
+
+    def _shield(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Call it; what the signal would raise in it, in the middle of a message perhaps, is raised after it."""
+        if threading.get_ident() != threading.main_thread().ident or self._shielded:
+            return function(*args)
+        self._shielded = True
         try:
-            self._tell_progress(number, data)
+            result = function(*args)
         finally:
             self._shielded = False
         if self._deferred:
             self._deferred = False
             self._on_signal()
+        return result
 
     def _tell_progress(self, number: int, data: bytes) -> None:
         with self._sending:
@@ -287,6 +311,8 @@ class Worker:
         for fd, identity in self._ours.items():
             if _identity(fd) == identity:  # not what a handler has opened in its place
                 os.close(fd)
+        if self._logs is not None:
+            self._logs.end()
 
     # --- the end ---
 

@@ -50,6 +50,7 @@ TASK: Final = 3  # call a backend's handler with a task
 BYE: Final = 4  # end, once this is read
 BRIEF: Final = 5  # a TASK of which there is little to say; see `calls.brief`
 CHUNK: Final = 6  # several tasks; see `chunks`
+LEVELS: Final = 7  # what is to be logged from here on; bytes: the levels, see `worker_logs`
 WITH_FUNCTION: Final = 8  # added to HELLO, CALL, TASK, BRIEF and CHUNK: it brings a function, which is to be kept
 # From the worker
 READY: Final = 16  # HELLO is done; bytes: of the function it brought, the packed error if it cannot be unpickled
@@ -64,11 +65,15 @@ VALUE: Final = 23  # of a TASK that went well and reported nothing; bytes: when 
 CHUNKED: Final = 24  # of a CHUNK that is over; bytes: what came of it
 PART: Final = 25  # of a CHUNK under way; bytes: the results so far
 LEAVING: Final = 26  # it reads no more calls, and ends; bytes: why
+# From the worker, on a pair of their own
+LOG: Final = 27  # bytes: a log record; see `records`
+WARNING: Final = 28  # bytes: a warning
 
 _CALLS: Final = (CALL, TASK, BRIEF, CHUNK)
-TO_WORKER: Final = (HELLO, HELLO | WITH_FUNCTION, *_CALLS, *(kind | WITH_FUNCTION for kind in _CALLS), BYE)
+TO_WORKER: Final = (HELLO, HELLO | WITH_FUNCTION, *_CALLS, *(kind | WITH_FUNCTION for kind in _CALLS), BYE, LEVELS)
+NO_CALLS: Final = frozenset((BYE, LEVELS))
 REPLIES: Final = frozenset((RESULT, ERROR, DONE, VALUE, CHUNKED))
-KINDS: Final = frozenset((*TO_WORKER, *REPLIES, READY, UNFIT, PROGRESS, BEGUN, PART, LEAVING))
+KINDS: Final = frozenset((*TO_WORKER, *REPLIES, READY, UNFIT, PROGRESS, BEGUN, PART, LEAVING, LOG, WARNING))
 
 
 class Packet(NamedTuple):
