@@ -124,7 +124,8 @@ class Run:
         self.policy = policy  # of its type, as it was when it was submitted
         self.key = key
         self.fair_value = fair_value
-        self.variables = None if task is None else contextvars.copy_context()  # no use to another process
+        # No use to another process, which takes a chosen few along, packed.
+        self.variables: Any = None if task is None else contextvars.copy_context()
         self.home_loop: asyncio.AbstractEventLoop | None = None  # the loop that must run it, if one must
         self.sequence = 0  # its place in the queue, given by the ledger
         self.state = TaskState.QUEUED

@@ -92,6 +92,11 @@ def test_the_handlers_example_runs_as_it_stands(tmp_path, backend):
     assert run_example("handlers.py", tmp_path, "-c", code) == "2\nsent to you\n"
 
 
+def test_the_context_example_runs_as_it_stands(tmp_path):
+    """As a module, which workers can import."""
+    assert run_example("requests.py", tmp_path, "-c", "import requests; print(requests.serve())") == "r-17\n"
+
+
 def test_the_log_example_runs_as_it_stands(tmp_path):
     """What the worker logs is handled before the backend is shut down."""
     assert run_example("logs.py", tmp_path) == "payment: paid 7\nNone: closed\n"

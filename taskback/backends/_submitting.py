@@ -19,6 +19,7 @@ from taskback._context import captured
 from taskback._errors import BackendClosedError, NoHandlerError, QueueFullError, ShedError
 from taskback._handle import TaskHandle
 from taskback._options import NO_OPTIONS, UNSET, Options, read_options
+from taskback._propagate import Propagated
 from taskback._router import NO_POLICY, Policy, TaskRouter
 from taskback._run import Run
 from taskback._state import BackendState, TaskState
@@ -41,6 +42,7 @@ class SubmittingBackend(TaskBackend):
     _state: BackendState
     _ledger: Ledger
     _timeout: float | None
+    _propagated: Propagated | None = None  # context variables that cross
 
     def _prepare(self, run: Run) -> None:
         """A run is about to be accepted on the submitter's thread."""
@@ -229,6 +231,8 @@ class SubmittingBackend(TaskBackend):
             key=None if policy.key is None else key_of(policy, task),
             fair_value=None if policy.fair_by is None else fair_value_of(policy, task),
         )
+        if self._propagated is not None:
+            run.variables = self._propagated.packed()
         self._prepare(run)
         return run
 

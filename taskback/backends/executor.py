@@ -3,8 +3,10 @@
 import dataclasses
 import inspect
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextvars import ContextVar
+from typing import Any
 
 from taskback import _clock
 from taskback._backend import tell_at_the_end
@@ -14,6 +16,7 @@ from taskback._handle import TaskHandle
 from taskback._keeper import join
 from taskback._options import checked_count
 from taskback._promises import Promises
+from taskback._propagate import propagated
 from taskback._public import lives_in
 from taskback._run import Run
 from taskback._state import BackendState, TaskState
@@ -89,6 +92,8 @@ class ExecutorTaskBackend(ManagedBackend):
         max_queued_bytes (int | None): Bytes that those may be pickled to; None sets no limit.
         when_full (str): What becomes of a submission beyond that: "wait" has it wait for room, "reject" raises
             `QueueFullError`, "shed" drops the oldest task of the lowest priority for it.
+        propagate (Iterable[ContextVar | str]): In a pool of processes, context variables that a handler finds as they
+            were where its task was submitted; see `ProcessPoolTaskBackend`. In threads it finds all of them anyway.
 
     Raises:
         TypeError: An argument has the wrong type.
@@ -111,11 +116,14 @@ class ExecutorTaskBackend(ManagedBackend):
         max_queued: int | None = None,
         max_queued_bytes: int | None = None,
         when_full: str = "wait",
+        propagate: Iterable[ContextVar[Any] | str] = (),
     ) -> None:
         self._make_pool = None if isinstance(pool, Executor) else _checked_maker(pool)
         self._pool: Executor | None = pool if isinstance(pool, Executor) else self._made()
         self._in_process = isinstance(self._pool, _THREADS) if in_process is None else bool(in_process)
         self.crosses = not self._in_process
+        chosen = propagated(propagate)
+        self._propagated = chosen if self.crosses else None
         if max_workers is None:
             says = getattr(self._pool, "_max_workers", None)
             max_workers = says if isinstance(says, int) else None

@@ -1,15 +1,18 @@
 """`ProcessPoolTaskBackend`: runs tasks in worker processes."""
 
 import asyncio
+from collections.abc import Iterable
 from contextlib import suppress
+from contextvars import ContextVar
 from copy import copy
-from typing import Final
+from typing import Any, Final
 
 from taskback import _clock
 from taskback._call import Handler, Outcome
 from taskback._context import restores
 from taskback._options import checked_count
 from taskback._promises import Promises
+from taskback._propagate import propagated
 from taskback._public import lives_in
 from taskback._report import WorkerStats
 from taskback._router import NO_POLICY
@@ -68,6 +71,8 @@ class ProcessPoolTaskBackend(ManagedBackend):
             `QueueFullError`, "shed" drops the oldest task of the lowest priority for it.
         forward_logs (bool): Whether what workers log or warn of is handled by this process's loggers and filters, with
             the attributes `task_id`, `task_type` and `worker_pid` on each record; if not, by the worker's own.
+        propagate (Iterable[ContextVar | str]): Context variables that a handler finds as they were where its task was
+            submitted: globals of modules, or their names, "package.module:name". Values are pickled at submit.
 
     Raises:
         TypeError: An argument has the wrong type.
@@ -121,6 +126,7 @@ class ProcessPoolTaskBackend(ManagedBackend):
         max_queued_bytes: int | None = None,
         when_full: str = "wait",
         forward_logs: bool = True,
+        propagate: Iterable[ContextVar[Any] | str] = (),
     ) -> None:
         if max_workers is None:
             max_workers = _os.available_cpus()
@@ -131,6 +137,7 @@ class ProcessPoolTaskBackend(ManagedBackend):
             max_tasks_per_child, max_worker_seconds, max_worker_rss_bytes, kill_worker_rss_bytes
         )
         self._forward_logs = bool(forward_logs)
+        self._propagated = propagated(propagate)
         super().__init__(
             handler,
             timeout=timeout,
@@ -154,8 +161,8 @@ class ProcessPoolTaskBackend(ManagedBackend):
         with suppress(Exception):  # which each task is told
             self.handler_bytes()  # once, before each lane does it
         logs = LogReader(f"{self._name}-logs") if self._forward_logs else None
-        modules = modules_of(self._executor)
-        guardian = self._guardian = GuardianClient(modules, limits=self._worker_limits, logs=logs)
+        modules = {*modules_of(self._executor), *(self._propagated.modules if self._propagated is not None else ())}
+        guardian = self._guardian = GuardianClient(tuple(sorted(modules)), limits=self._worker_limits, logs=logs)
         self._processes = [ProcessLane(self, guardian, f"{self._name}-{number}") for number in range(self._count)]
         self.keeper.start()
         if self._warming is not None:
@@ -192,6 +199,7 @@ class ProcessPoolTaskBackend(ManagedBackend):
             and self._ledger.pressure is None
             and not self._listeners.listening
             and not restores()
+            and self._propagated is None
             and self._worker_limits == NO_LIMITS
             and _os.HAS_PACKETS
         )

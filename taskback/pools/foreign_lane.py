@@ -56,7 +56,10 @@ class ForeignLane(OneRun):
         """Hand a run to the pool, as `loop.run_in_executor` does: by its `submit`."""
         key, handler = self._owner.handler_bytes()
         assert run.data is not None
-        request = calls.Request(0, run.id, run.type, run.attempt, run.timeout, run.context, run.data, key, handler)
+        request = calls.Request(
+            *(0, run.id, run.type, run.attempt, run.timeout, run.context, run.data, key, handler),
+            variables=run.variables,
+        )
         pool = self._pool = self._find_pool()
         try:
             future = self._future = _submit(pool, request.pack())

@@ -242,8 +242,8 @@ class ProcessLane:
         function = None if handler is None else (key[1], handler)
         if run.chunk is not None:
             return Message(packets.CHUNK, number, calls.brief(key[1], run.id, run.data), function)
-        brief = run.attempt == 1 and run.timeout is None and not run.context and run.id.isascii()
-        if brief and not self._owner.listened_to:
+        brief = run.attempt == 1 and run.timeout is None and not run.context and run.variables is None
+        if brief and run.id.isascii() and not self._owner.listened_to:
             return Message(packets.BRIEF, number, calls.brief(key[1], run.id, run.data), function)
         request = calls.Request(
             number,
@@ -256,6 +256,7 @@ class ProcessLane:
             key,
             None,
             self._owner.listened_to,
+            run.variables,
         )
         return Message(packets.TASK, number, request.in_parts(), function, run.timeout, self._owner.grace)
 

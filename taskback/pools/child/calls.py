@@ -18,6 +18,7 @@ from taskback._call import Call, Handler, Outcome, SignalMarks, close_struck
 from taskback._context import Restore
 from taskback._errors import ProgressNotSerializableError, ResultNotSerializableError, TaskCancelled
 from taskback._packed import LARGE, Packed, in_envelope, opened
+from taskback._propagate import context_with
 from taskback._state import TaskState
 from taskback._task import CurrentTask, checked_type
 from taskback.pools.child import packets
@@ -51,6 +52,7 @@ class Request(NamedTuple):
     handler_key: tuple[str, int]
     handler: bytes | None
     tells: bool = False  # whether the process is to say when the handler is about to be called
+    variables: bytes | None = None  # context variables; see `_propagate`
 
     def pack(self) -> bytes:
         """As bytes, for any pool to carry."""
@@ -255,7 +257,7 @@ def carry_out(
             current,
             functions,
             request.context,
-            contextvars.Context(),
+            contextvars.Context() if request.variables is None else context_with(request.variables),
             run_async,
             marks,
         )
