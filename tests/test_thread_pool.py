@@ -311,6 +311,23 @@ def test_a_loop_runs_its_calls(pool):
 # --- map ---
 
 
+def test_a_loop_has_it_as_its_own():
+    """For `to_thread`, and for whoever names no executor; the loop shuts it down."""
+
+    async def main() -> list[Any]:
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPool(1, "ours"))
+        found = [await asyncio.to_thread(threading.current_thread), await loop.run_in_executor(None, os.getpid)]
+        await loop.shutdown_default_executor()
+        return found
+
+    thread, pid = asyncio.run(main())
+
+    assert thread.name == "ours_0"
+    assert pid == os.getpid()
+    assert not thread.is_alive()
+
+
 def test_map_takes_no_more_than_its_buffer_ahead(pool):
     """Of an endless iterable, say; each call goes through `submit`."""
     taken = itertools.count()

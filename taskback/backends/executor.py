@@ -27,9 +27,6 @@ from taskback.pools import trees
 from taskback.pools.foreign_lane import ForeignLane, processes_of
 from taskback.pools.lane import Lane
 from taskback.pools.thread_lane import ThreadLane
-from taskback.pools.thread_pool import ThreadPool
-
-_THREADS = (ThreadPoolExecutor, ThreadPool)
 
 _IN_THREADS = Promises(
     returns_before_run=True,
@@ -79,7 +76,7 @@ class ExecutorTaskBackend(ManagedBackend):
         pool (Executor | Callable[[], Executor]): The pool, or what makes one: then a broken pool is replaced, and the
             backend can be initialized again after its shutdown.
         in_process (bool | None): Whether its workers share this process, so that tasks need not be pickled; None
-            takes that to be so for `ThreadPoolExecutor`, `taskback.pools.ThreadPool` and their subclasses alone.
+            takes that to be so for `ThreadPoolExecutor` and its subclasses alone, `taskback.pools.ThreadPool` for one.
         max_workers (int | None): How many tasks the pool is given at a time; others wait here, where they can be
             cancelled, and where priorities hold. None takes what the pool says (`_max_workers`); where it says
             nothing it is given all at once.
@@ -120,7 +117,7 @@ class ExecutorTaskBackend(ManagedBackend):
     ) -> None:
         self._make_pool = None if isinstance(pool, Executor) else _checked_maker(pool)
         self._pool: Executor | None = pool if isinstance(pool, Executor) else self._made()
-        self._in_process = isinstance(self._pool, _THREADS) if in_process is None else bool(in_process)
+        self._in_process = isinstance(self._pool, ThreadPoolExecutor) if in_process is None else bool(in_process)
         self.crosses = not self._in_process
         chosen = propagated(propagate)
         self._propagated = chosen if self.crosses else None

@@ -15,7 +15,7 @@ import logging
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures.thread import BrokenThreadPool
 from functools import partial
 from queue import Empty, SimpleQueue
@@ -37,11 +37,12 @@ Initialize = Callable[[], object]
 
 
 @lives_in("taskback.pools")
-class ThreadPool(Executor):
+class ThreadPool(ThreadPoolExecutor):  # by its public side alone: asyncio takes no other as a loop's own executor
     """Runs calls in threads: a `concurrent.futures.Executor`, to be used like the standard library's.
 
     Threads are started as they are needed and then kept. Calls are begun in order of their submission. A pool that
-    nobody refers to any more ends after the calls that it was given, and so does a program that forgets it.
+    nobody refers to any more ends after the calls that it was given, and so does a program that forgets it. An event
+    loop takes one with `set_default_executor`.
 
     Args:
         max_workers (int | None): Threads; None takes the CPUs that this process may use plus 4, at most 32.
