@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import importlib
 import logging
+import multiprocessing.util
 import os
 import pickle
 import random
@@ -62,6 +63,11 @@ def raises(message: str) -> None:
     raise LookupError(message)
 
 
+def leave_a_finalizer(path: str) -> None:
+    """Have something done when this process ends, as a semaphore of multiprocessing's has its name removed."""
+    multiprocessing.util.Finalize(None, Path(path).write_text, ("done",), exitpriority=0)
+
+
 class Odd(Exception):
     """An exception that does not survive pickling."""
 
@@ -107,6 +113,18 @@ def test_an_exception_comes_with_the_worker_s_traceback(make):
 
     assert isinstance(error, LookupError)
     assert "in raises" in str(error.__cause__)
+
+
+@pytest.mark.parametrize("preload", [(), ("multiprocessing.util",)], ids=["worker's import", "guardian's import"])
+def test_a_worker_finalizes_what_multiprocessing_made_in_it(make, tmp_path, preload):
+    """Whoever has imported that."""
+    pool = make(preload=preload)
+    pool.submit(leave_a_finalizer, str(tmp_path / "end")).result(LIMIT)
+    assert not (tmp_path / "end").exists()
+
+    pool.shutdown()
+
+    assert (tmp_path / "end").read_text() == "done"
 
 
 @pytest.mark.parametrize(

@@ -112,6 +112,8 @@ class Worker:
         _os.adopt_orphans()
         _os.be_first_to_go()
         atexit._clear()  # what the guardian has registered is the guardian's
+        if (util := _multiprocessing_util()) is not None:
+            util._finalizer_registry.clear()  # so is this
         os.register_at_fork(after_in_child=self._forked)
         numpy_random = sys.modules.get("numpy.random")
         if numpy_random is not None:
@@ -322,7 +324,16 @@ class Worker:
             threading._shutdown()  # type: ignore[attr-defined]  # as multiprocessing's workers do
         with suppress(BaseException):
             atexit._run_exitfuncs()
+        if (util := _multiprocessing_util()) is not None:
+            # Its hook is among those that were cleared, where the guardian has imported it. Semaphores and shared
+            # memory that a handler has made, or joblib for it, have names, and are unlinked by that. Harmless twice.
+            with suppress(BaseException):
+                util._exit_function()
         boot.flush()
+
+
+def _multiprocessing_util() -> Any:
+    return sys.modules.get("multiprocessing.util")
 
 
 def _identity(fd: int) -> tuple[int, int] | None:
