@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from taskback import _cgroup
 from taskback.pools import _os
-from tests.helpers import is_running, run_python, session_leaders
+from tests.helpers import is_running, run_python, session_leaders, write_files
 
 unix = pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
 
@@ -52,15 +53,18 @@ from taskback.pools import _os; print(_os.available_cpus())"
 )
 def test_cpus_honour_the_quota(monkeypatch, tmp_path, quota, cpus):
     """Rounded up, never above what there are; what cannot be read is no quota."""
-    file = tmp_path / "cpu.max"
-    file.write_text(quota)
+    write_files(
+        tmp_path,
+        {
+            "proc/self/cgroup": "0::/app/inner\n",
+            "proc/self/mountinfo": "30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw\n",
+            "sys/fs/cgroup/app/cpu.max": f"{quota}\n",
+        },
+    )
+    monkeypatch.setattr(_cgroup, "ROOT", str(tmp_path))
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
-    monkeypatch.setattr("builtins.open", lambda *args, **options: os.fdopen(os.open(file, os.O_RDONLY)))
 
-    counted = _os.available_cpus()
-
-    monkeypatch.undo()
-    assert counted == cpus
+    assert _os.available_cpus() == cpus
 
 
 @pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="the system has no pidfd")

@@ -3,6 +3,7 @@
 Each name below means the same everywhere; where a system cannot give it, the docstring says what comes instead.
 """
 
+import math
 import mmap
 import os
 import select
@@ -40,18 +41,16 @@ _PR_SET_CHILD_SUBREAPER: Final = 36  # Linux
 
 
 def available_cpus() -> int:
-    """How many CPUs this process may use: affinity and, on Linux, the cgroup's quota. At least 1."""
+    """How many CPUs this process may use: affinity and, on Linux, the quota of control groups. At least 1."""
+    from taskback import _cgroup  # by those alone who ask
+
     if hasattr(os, "sched_getaffinity"):
         count = len(os.sched_getaffinity(0))
     else:
         count = os.cpu_count() or 1
-    try:
-        with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as file:
-            quota, period = file.read().split()
-        if quota != "max":
-            count = min(count, -(-int(quota) // int(period)))
-    except (OSError, ValueError):  # no cgroup v2 here
-        pass
+    quota = _cgroup.cpu_quota()
+    if quota is not None:
+        count = min(count, math.ceil(quota))
     return max(1, count)
 
 
