@@ -194,7 +194,7 @@ class ThreadPool(ThreadPoolExecutor):  # by its public side alone: asyncio takes
         self._start_afresh()
 
     @property
-    def _broken(self) -> bool:
+    def _broken(self) -> bool:  # type: ignore[override]  # it is only ever looked at
         return isinstance(self._refusal, BrokenThreadPool)
 
     def _drained(self) -> Iterator[PoolFuture]:
