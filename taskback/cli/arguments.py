@@ -16,6 +16,7 @@ from taskback.pools import _os
 BACKENDS: Final = ("sync", "async", "thread", "process")
 SHUTDOWN_TIMEOUT: Final = 20.0  # seconds; with the grace below the 30 s that process managers grant
 POLICIES: Final = ("idle_timeout", "queue_timeout", "max_attempts", "key")
+CHECK_TIMEOUT: Final = 30.0  # seconds; what takes milliseconds where all is well
 ASYNC_AT_ONCE: Final = 32  # tasks; what `--workers` is for the async backend, which has no workers
 
 DESCRIPTION: Final = """\
@@ -47,6 +48,13 @@ them at once; a third time kills the command. What was not finished has no resul
 
 exit status: 0 all succeeded (earlier results of a resumed run included), 1 some did not, 2 usage, 130 interrupted
 before all was done
+"""
+
+DOCTOR: Final = """\
+Try each part of the mechanism on this machine, in processes that are gone afterwards, and say which promises of
+ProcessPoolTaskBackend stand here.
+
+exit status: 0 all promises stand, 1 some are weakened, 2 usage
 """
 
 
@@ -86,10 +94,25 @@ class Options:
         return "<stdin>" if self.tasks == "-" else self.tasks
 
 
-def read_arguments(argv: Sequence[str]) -> Options:
+@dataclass(frozen=True, slots=True)
+class DoctorOptions:
+    """What `taskback doctor` was asked for.
+
+    Attributes:
+        json (bool): Whether the findings are for machines.
+        timeout (float): Seconds that each check may take.
+    """
+
+    json: bool
+    timeout: float
+
+
+def read_arguments(argv: Sequence[str]) -> Options | DoctorOptions:
     """Read the command line; `SystemExit` as argparse raises it, for `--help` and for mistakes."""
     parser = _parser()
     given = parser.parse_args(argv)
+    if given.command == "doctor":
+        return DoctorOptions(json=given.json, timeout=given.timeout)
     if given.backend == "sync" and given.workers not in (None, 1):
         parser.error("--backend sync runs one task at a time; --workers needs another backend")
     policy = {name: value for name in POLICIES if (value := getattr(given, name)) is not None}
@@ -118,7 +141,7 @@ def read_arguments(argv: Sequence[str]) -> Options:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="taskback", description="Background work for Python, from the shell.")
     parser.add_argument("--version", action="version", version=f"taskback {_version()}")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
     run = commands.add_parser(
         "run",
         help="run a file of tasks through a handler",
@@ -127,6 +150,20 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     _add_run_arguments(run)
+    doctor = commands.add_parser(
+        "doctor",
+        help="try what this machine grants, and say which promises stand here",
+        description=DOCTOR,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    doctor.add_argument("--json", action="store_true", help="write one JSON object")
+    doctor.add_argument(
+        "--timeout",
+        type=_limit,
+        default=CHECK_TIMEOUT,
+        metavar="S",
+        help="seconds a check may take (default: %(default)g)",
+    )
     return parser
 
 

@@ -15,7 +15,7 @@ from taskback import (
     TaskBackend,
     ThreadPoolTaskBackend,
 )
-from taskback.cli.arguments import Options, read_arguments
+from taskback.cli.arguments import DoctorOptions, Options, read_arguments
 from taskback.cli.complaints import INTERRUPTED, USAGE, CommandError, say
 from taskback.cli.feed import Feed
 from taskback.cli.handler import load_handler, with_policy
@@ -42,13 +42,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         int: The exit status: 0 all succeeded, 1 some did not, 2 usage, 130 interrupted
-            before all was done.
+            before all was done. Of `doctor`: 0 all promises stand, 1 some are weakened.
     """
     closed = fill_closed()
     try:
         options = read_arguments(sys.argv[1:] if argv is None else argv)
     except SystemExit as stop:  # argparse has said why
         return stop.code if isinstance(stop.code, int) else USAGE
+    if isinstance(options, DoctorOptions):
+        return _examine(options)
     try:
         return _open_and_run(options, closed)
     except CommandError as error:
@@ -56,6 +58,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.status
     except KeyboardInterrupt:
         say("interrupted before the first task")
+        return INTERRUPTED
+
+
+def _examine(options: DoctorOptions) -> int:
+    from taskback.cli.doctor.examine import examine  # it uses what not every system has
+
+    try:
+        return examine(options.timeout, options.json)
+    except KeyboardInterrupt:
         return INTERRUPTED
 
 
