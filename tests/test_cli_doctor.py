@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -109,6 +110,31 @@ def test_hidden_control_groups_are_named():
     assert status == 0
     assert checks["memory_limits"]["mark"] == "limited"
     assert "no control group is mounted" in checks["memory_limits"]["seen"]
+
+
+DENY = """ctypes = __import__('ctypes'); struct = __import__('struct'); libc = ctypes.CDLL(None)
+steps = [(0x20, 0, 0, 0), (0x15, 0, 1, {number}), (0x06, 0, 0, 0x50001), (0x06, 0, 0, 0x7FFF0000)]
+code = ctypes.create_string_buffer(b''.join(struct.pack('HBBI', *step) for step in steps))
+told = ctypes.create_string_buffer(struct.pack('HxxxxxxP', len(steps), ctypes.addressof(code)))
+libc.prctl(38, 1, 0, 0, 0); refused = libc.prctl(22, 2, told, 0, 0); refused and sys.exit(77)
+""".replace("\n", "; ").rstrip("; ")  # a filter of system calls, which answers one of them with EPERM
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="system calls have other numbers here")
+@pytest.mark.parametrize(
+    ("number", "check", "promise", "works"),
+    [(434, "pidfd", "survives_worker_death", True), (319, "memory", "no_main_guard", False)],
+    ids=["pidfd_open", "memfd_create"],
+)
+def test_a_system_call_that_a_sandbox_refuses_is_named(number, check, promise, works):
+    """And whether a backend runs without it."""
+    status, said, checks = examined(DENY.format(number=number))
+
+    assert status == 1
+    assert checks[check]["mark"] == "missing"
+    assert "not permitted" in checks[check]["seen"]
+    assert check in said["weakened"][promise]
+    assert (checks["round_trip"]["mark"] == "ok") is works
 
 
 HANGS = """if True:
