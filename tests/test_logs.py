@@ -6,6 +6,7 @@ import contextlib
 import io
 import logging
 import os
+import pickle
 import signal
 import threading
 import time
@@ -13,10 +14,14 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
+import psutil
 import pytest
 
-from taskback import ProcessPoolTaskBackend, TaskLogFilter, TaskState, ThreadPoolTaskBackend
-from taskback.pools import ProcessPool, worker_logs
+from taskback import ProcessPoolTaskBackend, TaskLogFilter, TaskState, ThreadPoolTaskBackend, _codec
+from taskback.pools import ProcessPool, _os, worker_logs
+from taskback.pools.child import packets
+from taskback.pools.guardian_client import GuardianClient
+from taskback.pools.worker_process import WorkerProcess
 from tests.gates import hold, say
 from tests.helpers import run_python
 
@@ -252,6 +257,87 @@ def test_levels_are_read_only_when_they_have_changed(kept):
     assert second != first
     logging.disable(logging.INFO)
     assert worker_logs.levels_now() != second
+
+
+class Slow(logging.Logger):
+    """A logger whose level takes its time to be read."""
+
+    asked = threading.Event()
+    free = threading.Event()
+
+    @property  # type: ignore[override]
+    def level(self) -> int:
+        self.asked.set()
+        assert self.free.wait(LIMIT)
+        return logging.INFO
+
+    @level.setter
+    def level(self, _: int) -> None:
+        pass
+
+
+class CountedLock:
+    """A lock that tells how many have come to it."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.came = 0
+
+    def __enter__(self) -> None:
+        self.came += 1
+        self.lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self.lock.release()
+
+
+def test_who_asks_for_levels_while_another_thread_reads_them_gets_the_new_ones(kept, monkeypatch):
+    """They are marked as read before they are."""
+    lock = CountedLock()
+    monkeypatch.setattr(worker_logs, "_levels_lock", lock)
+    monkeypatch.setitem(logging.root.manager.loggerDict, "tests.slow", Slow("tests.slow"))
+    logging.getLogger(NAME).setLevel(47)
+    found: list[bytes] = []
+    threads = [threading.Thread(target=lambda: found.append(worker_logs.levels_now())) for _ in range(2)]
+
+    threads[0].start()
+    assert Slow.asked.wait(LIMIT)
+    threads[1].start()
+    until(lambda: lock.came == 2 or not threads[1].is_alive())
+    Slow.free.set()
+    for thread in threads:
+        thread.join(LIMIT)
+
+    assert [pickle.loads(levels)[1][NAME] for levels in found] == [47, 47]
+
+
+def test_levels_that_were_taken_back_unread_are_told_again(kept):
+    """They go before a call, and may come back with it."""
+    guardian = GuardianClient(logs=worker_logs.LogReader("test-logs"))
+    worker = WorkerProcess(guardian, _codec.dumps((None, (), {})), _os.Bell())
+    try:
+        assert worker.await_ready(lambda: False)
+        os.kill(worker.pid, signal.SIGSTOP)
+        until(lambda: psutil.Process(worker.pid).status() == psutil.STATUS_STOPPED)
+        logging.getLogger(NAME).setLevel(logging.DEBUG)
+        asks = _codec.dumps((work, ({"do": "asks"},), {}))
+        assert worker.send(packets.CALL, 1, asks, "first")
+        assert worker.take_back() == ["first"]
+        os.kill(worker.pid, signal.SIGCONT)
+        assert worker.send(packets.CALL, 2, asks, "second")
+        replies: list[Any] = []
+        while not replies:
+            worker.wait(LIMIT)
+            replies = worker.hear(1)
+    finally:
+        worker.kill("the test is over")
+        worker.await_end()
+        worker.close()
+        guardian.close()
+        assert guardian.logs is not None
+        assert guardian.logs.join(time.monotonic() + LIMIT)
+
+    assert _codec.loads(replies[0].data) == [True, True, True]
 
 
 def test_a_handler_that_stands_still_holds_up_no_result(kept):

@@ -57,6 +57,10 @@ class Source:
         """The worker has its end."""
         self.replies.given()
 
+    def forget_bell(self) -> None:
+        """It is not to be rung any more."""
+        self._bell = None
+
     def close(self) -> None:
         """Its worker is over: what it has said is read, and no more is awaited."""
         self.over = True
@@ -205,24 +209,27 @@ class LogReader:
                 logger.error("%s: handling what a worker has logged raised\n%s", self.name, text)
 
     def disown(self) -> None:
-        """In a fork of the parent: hold nothing of it."""
+        """In a fork of the parent: hold nothing of it, and ring no bell of its."""
         for source in (*self._new, *self._sources.values()):
+            source.forget_bell()
             source.replies.close()
-
-
-_readers: "weakref.WeakSet[LogReader]" = weakref.WeakSet()
-
-
-def disown_all() -> None:
-    """In a fork of the parent: workers' records are the parent's."""
-    for reader in list(_readers):
-        with suppress(OSError):
-            reader.disown()
 
 
 _MARK = "taskback has read the levels"  # in what the root logger remembers, which each change of a level clears
 _levels = b""
+_reading = False  # what is marked as read is not there yet
 _levels_lock = threading.Lock()  # a leaf
+_readers: "weakref.WeakSet[LogReader]" = weakref.WeakSet()
+
+
+def disown_all() -> None:
+    """In a fork of the parent: workers' records are the parent's, and levels are read anew."""
+    global _levels_lock, _reading
+    _levels_lock, _reading = threading.Lock(), False  # another thread may have been reading them
+    logging.root._cache.pop(_MARK, None)  # type: ignore[attr-defined]
+    for reader in list(_readers):
+        with suppress(OSError):
+            reader.disown()
 
 
 def levels_now() -> bytes:
@@ -230,16 +237,19 @@ def levels_now() -> bytes:
 
     A logger remembers what it is enabled for, and each `setLevel` and `logging.disable` has all loggers forget. So what
     has been put there is gone once a level has changed; it leans on a private attribute, which a test pins. What was
-    read before that is marked before it is read, or a change meanwhile would be missed.
+    read is marked before it is read, or a change meanwhile would be missed.
     """
-    if _MARK in logging.root._cache:  # type: ignore[attr-defined]
+    if _MARK in logging.root._cache and not _reading:  # type: ignore[attr-defined]  # in this order
         return _levels
     return _read_levels()
 
 
 def _read_levels() -> bytes:
-    global _levels
+    global _levels, _reading
     with _levels_lock:
+        if _MARK in logging.root._cache:  # type: ignore[attr-defined]  # another thread has read them
+            return _levels
+        _reading = True
         logging.root._cache[_MARK] = True  # type: ignore[attr-defined]  # first
         loggers = [("root", logging.root), *logging.root.manager.loggerDict.copy().items()]
         found = {
@@ -250,4 +260,5 @@ def _read_levels() -> bytes:
         packed = pickle.dumps((logging.root.manager.disable, found), _codec.PROTOCOL)
         if packed != _levels:
             _levels = packed
+        _reading = False
         return _levels
