@@ -251,14 +251,19 @@ def _read_levels() -> bytes:
             return _levels
         _reading = True
         logging.root._cache[_MARK] = True  # type: ignore[attr-defined]  # first
-        loggers = [("root", logging.root), *logging.root.manager.loggerDict.copy().items()]
-        found = {
-            name: each.level
-            for name, each in loggers
-            if isinstance(each, logging.Logger) and each.level != logging.NOTSET
-        }
-        packed = pickle.dumps((logging.root.manager.disable, found), _codec.PROTOCOL)
-        if packed != _levels:
-            _levels = packed
-        _reading = False
+        try:
+            loggers = [("root", logging.root), *logging.root.manager.loggerDict.copy().items()]
+            found = {
+                name: each.level
+                for name, each in loggers
+                if isinstance(each, logging.Logger) and each.level != logging.NOTSET
+            }
+            packed = pickle.dumps((logging.root.manager.disable, found), _codec.PROTOCOL)
+            if packed != _levels:
+                _levels = packed
+        except BaseException:  # Ctrl-C, or a logger of an odd class
+            logging.root._cache.pop(_MARK, None)  # type: ignore[attr-defined]
+            raise
+        finally:
+            _reading = False
         return _levels
