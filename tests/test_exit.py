@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import textwrap
 import time
@@ -340,3 +341,191 @@ def test_no_worker_outlives_a_killed_program(start, number):
 
     assert statuses == [-number] * 4
     await_gone(*(pid for each in pids.values() for pid in each))
+
+
+@pytest.mark.parametrize("make", ["processes", "threads"])
+@pytest.mark.parametrize(
+    ("how", "status"),
+    [
+        ("os._exit(3)", 3),
+        ("threading.Thread(target=sys.exit, args=(4,)).start(); sys.exit(5)", 5),
+        ("threading.Thread(target=lambda: backend.run_sync({'ends': True})).start(); sys.exit(5)", 5),
+        ("raise KeyError('mine')", 1),
+        ("threading.Thread(target=os._exit, args=(6,)).start(); time.sleep(60)", 6),
+    ],
+)
+def test_a_program_may_end_anyhow(start, make, how, status):
+    """Without its exit hooks, from a thread, by an exception: in time, with its own status, and nothing is left."""
+    program = start(
+        guarded(
+            f"""
+            import logging; logging.disable(logging.CRITICAL)
+            def work(task):
+                if not task.get("ends"):
+                    swallow(task)
+            backend = {make}(work)
+            handles = [backend.submit_sync({{}}) for _ in range(4 if "{make}" == "processes" else 1)]
+            while backend.stats().running < 1: time.sleep(0.005)
+            while not os.path.exists("go"): time.sleep(0.005)
+            {how}
+            """
+        )
+    )
+    pids = set(program.pids(2 if make == "processes" else 1)) - {program.process.pid}
+    (program.directory / "go").touch()
+    began = time.monotonic()
+
+    assert program.end() == status, program.err
+
+    assert time.monotonic() - began < 1 + 0.5 + 1
+    await_gone(*pids)
+    assert "Exception ignored" not in program.err, program.err
+
+
+def test_a_program_that_becomes_another_leaves_no_worker(start):
+    """`exec` closes what workers wait on, and the process goes on without them."""
+    program = start(
+        guarded(
+            """
+            def parent(task):
+                import subprocess
+                tell(subprocess.Popen(["sleep", "600"], start_new_session=True).pid)
+                swallow(task)
+            backend = processes(parent, max_workers=1)
+            backend.submit_sync({})
+            while not os.path.exists("go"): time.sleep(0.005)
+            code = "import os, time\\nwhile not os.path.exists('end'): time.sleep(0.005)\\nprint(os.getpid())"
+            os.execv(sys.executable, [sys.executable, "-c", code])
+            """
+        )
+    )
+    pids = program.pids(2)
+
+    (program.directory / "go").touch()
+    await_gone(*pids)
+
+    (program.directory / "end").touch()
+    assert program.end() == 0, program.err
+    assert program.out == f"{program.process.pid}\n"
+
+
+def test_a_program_ends_while_a_callback_runs(start):
+    """The callback of a task, and that of a pool's call, which end when they do; no hook waits for either for ever."""
+    body = """
+        import logging; logging.disable(logging.CRITICAL)
+        from taskback.pools import ProcessPool
+        def hold(future):
+            tell("holds")
+            time.sleep({seconds})
+            print("called back", flush=True)
+        if "{what}" == "pool":
+            pool = ProcessPool(1, exit_grace_seconds=0.5)
+            future = pool.submit(time.sleep, 0.3)
+        else:
+            pool = processes(lambda task: time.sleep(0.3), max_workers=1)
+            future = pool.submit_sync({{}})
+        future.add_done_callback(hold)
+        while not os.path.exists("go"): time.sleep(0.005)
+    """
+    running = {
+        (what, seconds): start(guarded(body.format(what=what, seconds=seconds)))
+        for what in ("pool", "backend")
+        for seconds in (0.2, 600)
+    }
+
+    for (what, seconds), program in running.items():
+        assert program.line() == "holds"
+        (program.directory / "go").touch()
+        began = time.monotonic()
+        assert program.end() == 0, program.err
+        assert time.monotonic() - began < 5, what
+        assert program.out == ("called back\n" if seconds == 0.2 else "")
+        assert_quiet(program)
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGQUIT, signal.SIGABRT])
+def test_the_end_of_its_terminal_leaves_no_worker(start, number):
+    """What comes to a whole group when its terminal is closed, and what a watchdog sends."""
+    program = start(
+        guarded(
+            """
+            import resource; resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            def parent(task):
+                import subprocess
+                tell(subprocess.Popen(["sleep", "600"], start_new_session=True).pid)
+                swallow(task)
+            backend = processes(parent, max_workers=1)
+            backend.submit_sync({})
+            time.sleep(60)
+            """
+        )
+    )
+    pids = program.pids(2)
+
+    os.killpg(program.process.pid, number)
+
+    assert program.end() == -number, program.err
+    await_gone(*pids)
+
+
+def test_a_daemonic_process_may_have_a_backend(start):
+    """And when its parent ends it, by SIGTERM, without any of its exit hooks, nothing of it is left."""
+    top = """
+        import multiprocessing
+        def inside():
+            backend = processes(swallow, max_workers=1)
+            backend.submit_sync({})
+            time.sleep(60)
+    """
+    body = """
+        process = multiprocessing.get_context("spawn").Process(target=inside, daemon=True)
+        process.start()
+        tell(process.pid)
+        while not os.path.exists("go"): time.sleep(0.005)
+    """
+    program = start(guarded(body).replace("if __name__", textwrap.dedent(top) + "\nif __name__"))
+    pids = program.pids(2)
+
+    (program.directory / "go").touch()
+
+    assert program.end() == 0, program.err
+    await_gone(*pids)
+    assert_quiet(program)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("where", ["plain", "asyncio"])
+def test_ctrl_c_ends_a_program_that_forgets_its_backend(start, where, times):
+    """Once and twice, in a loop and without one: in time, and what has left its worker's group is gone, too."""
+    bodies = {
+        "plain": "backend = processes(parent, max_workers=1); backend.submit_sync({}); tell('up'); time.sleep(60)",
+        "asyncio": """
+            async def main():
+                backend = processes(parent, max_workers=1)
+                await backend.submit({})
+                tell("up")
+                await asyncio.sleep(60)
+            asyncio.run(main())
+            """,
+    }
+    head = """
+        import logging; logging.disable(logging.CRITICAL)
+        def parent(task):
+            import subprocess
+            tell(subprocess.Popen(["sleep", "600"], start_new_session=True).pid)
+            swallow(task)
+    """
+    program = start(guarded(textwrap.dedent(head) + textwrap.dedent(bodies[where])))
+    lines = [program.line() for _ in range(3)]
+    pids = [int(line) for line in lines if line != "up"]
+    began = time.monotonic()
+
+    for _ in range(times):
+        program.interrupt()
+    status = program.end()
+
+    assert time.monotonic() - began < 1 + 0.5 + 1
+    await_gone(*pids)
+    if times == 1:  # the second one may strike the interpreter anywhere on its way out
+        assert status == -signal.SIGINT, program.err
+        assert "Exception ignored" not in program.err, program.err
