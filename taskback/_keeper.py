@@ -5,6 +5,7 @@ times. Async backends have another for the tasks of callers that have no loop.
 
 Threads: start(), stop() and call() from any; what was called runs on the loop's thread.
 Locks: _lock is a leaf; it guards the start alone. call() takes none and may be used in a signal handler.
+Holds: no exception ends the loop, unless there is no end of them; then `start` makes another one.
 """
 
 import asyncio
@@ -12,12 +13,14 @@ import logging
 import threading
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from taskback import _clock, _forks
 from taskback._loops import call_in
 
 logger = logging.getLogger(__name__)
+
+MOST_FAILURES: Final = 100  # of one loop
 
 
 class LoopThread:
@@ -32,7 +35,7 @@ class LoopThread:
     def start(self) -> asyncio.AbstractEventLoop:
         """The loop, started if it does not run yet."""
         with self._lock:
-            if self.loop is None:
+            if self.loop is None or self.loop.is_closed():
                 loop = asyncio.new_event_loop()
                 thread = threading.Thread(target=_run, args=(loop,), name=self._name, daemon=True)
                 try:
@@ -94,9 +97,17 @@ def join(thread: threading.Thread | None, deadline: float) -> bool:
 
 
 def _run(loop: asyncio.AbstractEventLoop) -> None:
+    pid = _forks.pid
     asyncio.set_event_loop(loop)
     try:
-        loop.run_forever()
+        for _ in range(MOST_FAILURES):
+            try:
+                loop.run_forever()
+                break
+            except BaseException:  # what asyncio lets through: SystemExit, say, or an error of its own
+                if _forks.pid != pid:
+                    _forks.leave()
+                logger.error("%s goes on after an error", threading.current_thread().name, exc_info=True)
     finally:
         try:
             _finish_what_is_left(loop)

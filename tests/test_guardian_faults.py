@@ -6,8 +6,11 @@ That can be in vain; then it is killed. `helpless` has every guardian be like th
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import wait
 from typing import Any
@@ -268,3 +271,73 @@ def test_no_exception_of_an_unpickler_ends_a_lane(kind):
         future = pool.submit(odd, {"kind": kind})
         assert kind.__name__ in str(future.exception(LIMIT))
         assert pool.submit(int, "3").result(LIMIT) == 3
+
+
+REFUSES = """
+import errno, os
+plainly = os.fork
+def fork():
+    if os.path.exists({path!r}):
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+    return plainly()
+if {inside}:
+    os.fork = fork
+def work(task):
+    return task["n"]
+"""
+
+
+def test_no_process_can_be_forked(tmp_path, monkeypatch):
+    """What waits is told, with the reason, and not left waiting; when there is room again, tasks are done again."""
+    refusing = tmp_path / "refusing"
+    refusing.touch()
+    inside = f"os.getpid() != {os.getpid()}"
+    (tmp_path / "refusing_jobs.py").write_text(REFUSES.format(path=str(refusing), inside=inside), encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    module = importlib.import_module("refusing_jobs")
+    monkeypatch.setitem(sys.modules, "refusing_jobs", module)
+    pool, backend = ProcessPool(1, preload=["refusing_jobs"]), ProcessPoolTaskBackend(module.work, max_workers=2)
+    backend.initialize_sync(warm=False)
+    try:
+        handles = [backend.submit_sync({"n": n}) for n in range(3)]
+        futures = [pool.submit(int, "3") for _ in range(3)]
+        errors = [await_end(handle) for handle in handles] + [future.exception(LIMIT) for future in futures]
+
+        refusing.unlink()
+
+        assert [backend.run_sync({"n": n}, wait=LIMIT) for n in range(3)] == [0, 1, 2]
+        assert pool.submit(int, "3").result(LIMIT) == 3
+    finally:
+        backend.shutdown_sync(1)
+        pool.shutdown()
+    assert all(isinstance(error, WorkerDiedError) for error in errors)
+    assert all("Resource temporarily unavailable" in str(error) for error in errors)
+
+
+def test_no_thread_can_be_started(monkeypatch):
+    """The keeper is there; lanes are not, and what waits for them is told."""
+    plainly = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if threading.current_thread().name.endswith("-keeper") or thread.name.startswith("ProcessPool-"):
+            raise RuntimeError("can't start new thread")
+        plainly(thread)
+
+    with ProcessPoolTaskBackend(faults.handler, max_workers=2) as backend:
+        pids = {backend.run_sync({"do": "pid"}, wait=LIMIT)}
+        pids |= {worker.pid for worker in backend.stats().workers}
+        backend.shutdown_sync(1)
+        backend.initialize_sync(warm=False)
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+        handle = backend.submit_sync({"do": "pid"})
+        error = await_end(handle)
+        pool = ProcessPool(1)
+        with pytest.raises(RuntimeError):
+            pool.submit(int, "3")
+        monkeypatch.setattr(threading.Thread, "start", plainly)
+
+        assert backend.run_sync({"do": "pid"}, wait=LIMIT) not in pids
+        assert pool.submit(int, "3").result(LIMIT) == 3
+        pool.shutdown()
+    assert isinstance(error, WorkerDiedError)
+    assert "can't start new thread" in str(error)

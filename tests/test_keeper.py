@@ -8,10 +8,12 @@ import threading
 import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
-from taskback._keeper import LoopThread, join
+from taskback import AsyncFireAndTrackBackend
+from taskback._keeper import MOST_FAILURES, LoopThread, join
 
 
 def test_it_runs_what_it_is_told_on_its_own_thread_and_can_start_again():
@@ -119,6 +121,35 @@ def test_a_loop_that_ended_by_itself_is_no_loop():
     assert not keeper.call(list)
 
 
+def test_no_exception_ends_a_loop(caplog):
+    """Not what asyncio lets through; and one that has no end of them is replaced."""
+    keeper, ran = LoopThread("test-keeper"), list[str]()
+    loop, thread = keeper.start(), keeper._thread
+    ended = threading.Event()
+
+    def leave() -> None:
+        raise SystemExit(3)
+
+    keeper.call(leave)
+    keeper.call(ran.append, "after")
+    keeper.call(ended.set)
+    assert ended.wait(10)
+    assert ran == ["after"]
+    assert keeper.start() is loop
+
+    for _ in range(MOST_FAILURES - 1):
+        keeper.call(leave)
+    assert join(thread, time.monotonic() + 10)
+
+    assert not keeper.call(list)
+    assert keeper.start() is not loop
+    assert keeper.call(list)
+    assert join(keeper.stop(), time.monotonic() + 10)
+    assert (
+        len([record for record in caplog.records if "goes on after an error" in record.getMessage()]) == MOST_FAILURES
+    )
+
+
 def test_joining_waits_no_longer_than_the_deadline_and_never_for_oneself():
     """False where the thread has not ended."""
     keeper, gate, joined = LoopThread("test-keeper"), threading.Event(), list[bool]()
@@ -154,3 +185,20 @@ def test_an_async_generator_is_closed_with_its_loop():
     assert join(keeper.stop(), time.monotonic() + 10)
 
     assert cleaned_up.is_set()
+
+
+def test_a_handlers_keyboard_interrupt_costs_its_own_task_alone():
+    """In the loop that a backend has for callers without one."""
+
+    async def handler(task: dict[str, Any]) -> int:
+        if task["n"] == 1:
+            raise KeyboardInterrupt
+        return int(task["n"])
+
+    backend = AsyncFireAndTrackBackend(handler)
+    try:
+        first = backend.submit_sync({"n": 1})
+        assert type(first.exception(10)) is KeyboardInterrupt
+        assert [backend.run_sync({"n": n}, wait=10) for n in (2, 3)] == [2, 3]
+    finally:
+        backend.shutdown_sync(1)
