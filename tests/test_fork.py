@@ -123,7 +123,7 @@ def test_forks_at_any_moment_harm_nothing(start):
             """
             backend = processes(echo)
             children, handles = [], []
-            for n in range(40):
+            for n in range(20):
                 handles += [backend.submit_sync({"n": n}) for _ in range(20)]
                 child = os.fork()
                 if child == 0:

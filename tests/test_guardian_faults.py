@@ -107,7 +107,7 @@ def test_a_task_that_ends_by_itself_is_no_reason_to_look_after_the_guardian(make
     backend = make()
     (lane,) = backend._processes
 
-    assert backend.run_sync({"do": "echo", "n": 1}, timeout=0.1, wait=LIMIT) == 1
+    assert backend.run_sync({"do": "echo", "n": 1}, timeout=60, wait=LIMIT) == 1
 
     assert lane._lane is not None
     worker = lane._lane._worker
@@ -144,7 +144,7 @@ def test_a_shutdown_is_bounded_though_the_guardian_is_stopped(make, channel, how
 
     report = backend.shutdown_sync(0.2)
 
-    assert report.seconds < 0.2 + GRACE + 1
+    assert report.seconds < 0.2 + GRACE + 1 + 0.5  # one that is helpless takes all of it, and the machine may be busy
     assert report.killed == [handle]
     assert report.dying == []
     await_gone(worker, guardian)
