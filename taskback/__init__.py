@@ -17,6 +17,8 @@ if typing.TYPE_CHECKING:  # the same names for those who read and do not run; a 
         BackendClosedError,
         ForeignHandleError,
         HandlerNotSerializableError,
+        JournalError,
+        JournalHeldError,
         NoHandlerError,
         NotSerializableError,
         ProgressNotSerializableError,
@@ -58,6 +60,7 @@ if typing.TYPE_CHECKING:  # the same names for those who read and do not run; a 
     from taskback._worker_died import WorkerDiedError
     from taskback.backends.asyncio_tasks import AsyncFireAndTrackBackend
     from taskback.backends.default import get_default_task_backend, set_default_task_backend
+    from taskback.backends.durable import DurableTaskBackend, QuarantinedTask
     from taskback.backends.executor import ExecutorTaskBackend
     from taskback.backends.inline import SyncTaskBackend
     from taskback.backends.process import ProcessPoolTaskBackend
@@ -75,10 +78,13 @@ __all__ = [
     "Backoff",
     "CurrentTask",
     "Defer",
+    "DurableTaskBackend",
     "Event",
     "ExecutorTaskBackend",
     "ForeignHandleError",
     "HandlerNotSerializableError",
+    "JournalError",
+    "JournalHeldError",
     "NoHandlerError",
     "NotSerializableError",
     "Policy",
@@ -86,6 +92,7 @@ __all__ = [
     "Progress",
     "ProgressNotSerializableError",
     "Promises",
+    "QuarantinedTask",
     "QueueFullError",
     "RemoteError",
     "RemoteTraceback",
@@ -136,6 +143,8 @@ __getattr__ = _public.finder(
             "BackendClosedError",
             "ForeignHandleError",
             "HandlerNotSerializableError",
+            "JournalError",
+            "JournalHeldError",
             "NoHandlerError",
             "NotSerializableError",
             "ProgressNotSerializableError",
@@ -177,6 +186,7 @@ __getattr__ = _public.finder(
         "_worker_died": ("WorkerDiedError",),
         "backends.asyncio_tasks": ("AsyncFireAndTrackBackend",),
         "backends.default": ("get_default_task_backend", "set_default_task_backend"),
+        "backends.durable": ("DurableTaskBackend", "QuarantinedTask"),
         "backends.executor": ("ExecutorTaskBackend",),
         "backends.inline": ("SyncTaskBackend",),
         "backends.process": ("ProcessPoolTaskBackend",),

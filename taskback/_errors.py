@@ -258,3 +258,29 @@ class ForeignHandleError(TaskbackError, RuntimeError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.task_id, self.pid)
+
+
+@lives_in("taskback")
+class JournalError(TaskbackError, OSError):
+    """The journal of a `DurableTaskBackend` cannot be opened, read or written; nothing in it was thrown away."""
+
+    def __init__(self, path: str, why: str) -> None:
+        super().__init__(f"journal {path}: {why}")
+        self.path = path
+        self.why = why
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.path, self.why)
+
+
+@lives_in("taskback")
+class JournalHeldError(JournalError):
+    """Another backend has the journal open, in this process or in another one."""
+
+    def __init__(self, path: str, pid: int | None) -> None:
+        holder = "another process" if pid is None else f"process {pid}"
+        super().__init__(path, f"{holder} has it open; one at a time may")
+        self.pid = pid
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.path, self.pid)

@@ -18,6 +18,8 @@ from taskback._public import lives_in
 from taskback._state import TaskState
 from taskback._task import Task
 
+SHUTDOWN: Final = "shutdown"  # what a run was struck by that no caller cancelled
+
 
 @lives_in("taskback")
 @dataclass(frozen=True, slots=True)
@@ -130,7 +132,7 @@ class Run:
         self.sequence = 0  # its place in the queue, given by the ledger
         self.state = TaskState.QUEUED
         self.stop: TaskState | None = None  # what it is to end as: told to stop, and why
-        self.struck = "timeout"  # the name of the limit that was up, where it is to end TIMED_OUT
+        self.struck = "timeout"  # what it is told to stop by: the name of the limit that was up, or SHUTDOWN
         self.killed = False
         self.false_starts = 0  # workers that died with it in hand, before they called its handler
         self.outcome: Outcome | None = None  # from its end on until that is logged

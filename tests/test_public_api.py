@@ -30,6 +30,8 @@ EXAMPLES: Final[dict[str, Callable[[], BaseException]]] = {
     "Defer": lambda: taskback.Defer(until=datetime(2026, 1, 1, tzinfo=UTC)),
     "ForeignHandleError": lambda: taskback.ForeignHandleError("t1", 42),
     "HandlerNotSerializableError": lambda: taskback.HandlerNotSerializableError("handler", "function", "it is odd"),
+    "JournalError": lambda: taskback.JournalError("/a/path", "it is damaged"),
+    "JournalHeldError": lambda: taskback.JournalHeldError("/a/path", 17),
     "NoHandlerError": lambda: taskback.NoHandlerError("SyncTaskBackend", "note"),
     "NotSerializableError": lambda: taskback.NotSerializableError("value", "lock", "it cannot be pickled"),
     "ProgressNotSerializableError": lambda: taskback.ProgressNotSerializableError("report", "lock", "no"),

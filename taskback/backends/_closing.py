@@ -23,7 +23,7 @@ from taskback._events import Listeners
 from taskback._handle import TaskHandle
 from taskback._keeper import LoopThread
 from taskback._report import ShutdownReport
-from taskback._run import Run
+from taskback._run import SHUTDOWN, Run
 from taskback._state import BackendState, TaskState
 from taskback._task import Task
 from taskback.backends._ledger import Ledger
@@ -172,7 +172,7 @@ class Closing:
             running = []
             for run in runs:
                 if run.stop is None:
-                    run.stop = TaskState.CANCELLED
+                    run.stop, run.struck = TaskState.CANCELLED, SHUTDOWN
                     self._stopped[run] = None
                     if run.lane is not None:
                         running.append(run)

@@ -41,7 +41,7 @@ from taskback._options import checked_count
 from taskback._progress import Progress
 from taskback._report import BackendStats, ShutdownReport, WorkerStats
 from taskback._router import NO_POLICY, TaskRouter
-from taskback._run import End, Run
+from taskback._run import SHUTDOWN, End, Run
 from taskback._state import BACKEND_MOVES, BackendState, TaskState
 from taskback._task import CurrentTask
 from taskback.backends._alarm import Alarm
@@ -796,6 +796,8 @@ class ManagedBackend(SubmittingBackend):
             self._ledger.close()
         for run in list(self._ledger.runs.values()):
             handles = list(run.handles)
+            if run.stop is None:
+                run.struck = SHUTDOWN
             for handle in handles:
                 self.release(handle)
         self._close_at_exit()

@@ -113,6 +113,25 @@ def wait_readable(fd: int, seconds: float) -> None:
     poll.poll(max(0.0, seconds * 1000))
 
 
+def lock_file(fd: int) -> bool:
+    """Have a file be this process's, until it closes any descriptor of it or ends; False if it is another process's.
+
+    A fork has no part in it.
+    """
+    try:
+        if fcntl is not None:
+            fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        else:
+            import msvcrt
+
+            os.lseek(fd, 1 << 20, os.SEEK_SET)  # nobody reads there, which the lock would forbid
+            getattr(msvcrt, "locking")(fd, getattr(msvcrt, "LK_NBLCK"), 1)  # noqa: B009  # unknown to mypy elsewhere
+            os.lseek(fd, 0, os.SEEK_SET)
+    except (BlockingIOError, PermissionError):
+        return False
+    return True
+
+
 def unnamed_file(name: str) -> int:
     """A file in memory where there is such a thing, and one without a name where there is not."""
     if hasattr(os, "memfd_create"):
