@@ -9,8 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import os
+import shutil
+import tempfile
 import threading
 import uuid
+import weakref
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,6 +27,7 @@ import pytest
 
 from taskback import (
     AsyncFireAndTrackBackend,
+    DurableTaskBackend,
     ExecutorTaskBackend,
     ProcessPoolTaskBackend,
     Promises,
@@ -66,11 +71,36 @@ def _over(pool: Callable[[int], Executor]) -> Make:
     )
 
 
+class _Durable(DurableTaskBackend):
+    """One whose inner parts a test finds where they are in others."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["_inner"], name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        target = self._inner if name == "ended" else super()
+        target.__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        delattr(self._inner, name)
+
+
+def _durable(kind: Make) -> Make:
+    def make(handler: Any = None, workers: int = 1, **options: Any) -> DurableTaskBackend:
+        folder = tempfile.mkdtemp()
+        backend = _Durable(kind(handler, max_workers=workers, **options), os.path.join(folder, "tasks.db"), fsync=False)
+        weakref.finalize(backend, shutil.rmtree, folder, ignore_errors=True)
+        return backend
+
+    return make
+
+
 BACKENDS: Final = (
     Entry("sync", _alone(SyncTaskBackend), in_loop=True),
     Entry("async", _alone(AsyncFireAndTrackBackend), in_loop=True),
     Entry("thread", _pooled(ThreadPoolTaskBackend)),
     Entry("process", _pooled(ProcessPoolTaskBackend)),
+    Entry("durable-process", _durable(ProcessPoolTaskBackend)),
     Entry("over-threads", _over(ThreadPoolExecutor)),
     Entry("over-processes", _over(functools.partial(ProcessPoolExecutor, mp_context=get_context("spawn")))),
     Entry("over-loky", _over(loky.ProcessPoolExecutor)),

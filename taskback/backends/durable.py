@@ -723,6 +723,7 @@ class DurableTaskBackend(TaskBackend):
         Raises:
             Exception: As from the inner backend's `shutdown`.
         """
+        _clock.deadline_after(timeout)  # nothing is shut down for one that makes no sense
         journal = self._refuse_more()
         try:
             shutdown: Callable[..., Any] = self._inner.shutdown
@@ -753,6 +754,7 @@ class DurableTaskBackend(TaskBackend):
         """
         if self._managed is None:
             return super().shutdown_sync(timeout)
+        _clock.deadline_after(timeout)
         journal = self._refuse_more()
         try:
             report = self._managed.shutdown_sync(timeout)
