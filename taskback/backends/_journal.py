@@ -366,24 +366,23 @@ class Journal:
             return
         marks = Marks(f"{self.path}-running", life)
         marks.open()
-        for values in db.execute(_SELECT, (0,)).fetchall():
-            row = _row(values)
-            if not marks.is_marked(row.id):
+        rows = db.execute("SELECT seq, id, type, crashes FROM tasks WHERE quarantined = 0 ORDER BY seq").fetchall()
+        for seq, id_bytes, type_bytes, before in rows:
+            task_id, task_type, crashes = _text(id_bytes), _text(type_bytes), before + 1
+            if not marks.is_marked(task_id):
                 continue
-            crashes = row.crashes + 1
-            budget = self._budget(row.type)
-            db.execute(
-                "UPDATE tasks SET crashes = ?, quarantined = ? WHERE seq = ?", (crashes, crashes >= budget, row.seq)
-            )
-            if crashes >= budget:
+            budget = self._budget(task_type)
+            spent = crashes >= budget
+            db.execute("UPDATE tasks SET crashes = ?, quarantined = ? WHERE seq = ?", (crashes, spent, seq))
+            if spent:
                 logger.error(
                     "task %s of type %r was running at the end of %d lives of the program: it is quarantined",
-                    *(row.id, row.type, crashes),
+                    *(task_id, task_type, crashes),
                 )
             else:
                 logger.warning(
                     "task %s of type %r was running when the program ended (%d of %d)",
-                    *(row.id, row.type, crashes, budget),
+                    *(task_id, task_type, crashes, budget),
                 )
 
     def _close_file(self) -> None:
@@ -440,15 +439,13 @@ def _bytes(text: str | None) -> bytes | None:
     return None if text is None else text.encode("utf-8", "surrogatepass")
 
 
-def _text(data: bytes | None) -> str | None:
+def _text(data: Any) -> Any:
     return None if data is None else data.decode("utf-8", "surrogatepass")
 
 
 def _row(values: tuple[Any, ...]) -> Row:
     seq, task_id, task_type, task, options, submitted_at, crashes = values
-    found = _text(task_id)
-    assert found is not None
-    return Row(seq, found, _text(task_type), task, json.loads(options or "{}"), submitted_at, crashes)
+    return Row(seq, _text(task_id), _text(task_type), task, json.loads(options or "{}"), submitted_at, crashes)
 
 
 def quarantined(db: sqlite3.Connection) -> list[Row]:

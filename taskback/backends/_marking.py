@@ -110,7 +110,7 @@ def marking(handler: Handler, marks: Marks) -> Handler:
     return MarkingRouter(handler, marks) if isinstance(handler, TaskRouter) else Marking(handler, marks)
 
 
-def unmarked(handler: Handler | None) -> Handler | None:
+def unmarked(handler: Handler) -> Handler:
     """The handler that such a one was made of."""
     return handler.__wrapped__ if isinstance(handler, (Marking, MarkingRouter)) else handler
 

@@ -10,8 +10,8 @@ the task was stopped by a shutdown: that one is for the next life.
 
 Race: two submissions with one id. (1) The first one's run is in flight: the second joins it, needs no row of its own,
 and holds the record too. (2) The first one is on its way in, or left by a previous life and not submitted again yet:
-the second waits for that, and looks again. (3) The first one's run is over, and its row is yet to go: the second one's
-row takes its place, in one transaction, with a record of its own.
+the second waits for that, and shares its run or, where that is over by then, its outcome. (3) The first one's run is
+over, and its row is yet to go: the second one's row takes its place, in one transaction, with a record of its own.
 
 Race: a submission and the shutdown. The inner backend refuses it, or accepts it and ends it. If it is refused its row
 is withdrawn, for which the journal waits.
@@ -19,6 +19,7 @@ is withdrawn, for which the journal waits.
 
 import asyncio
 import dataclasses
+import inspect
 import logging
 import os
 import threading
@@ -104,7 +105,7 @@ class _Record:
         self.journal = journal
         self.holds = 1
         self.kept = False  # a shutdown has stopped it
-        self.entered: Future[None] | None = Future() if may_be_joined else None  # done when accepted, or refused
+        self.entered: Future[Any] | None = Future() if may_be_joined else None  # gives its handle, None if refused
         self.submitted: Any = None  # what a host's own backend gave for it
         self.by_handler = False  # it gave nothing that ends
         self.ended = False  # its handler has, in a host's own backend
@@ -185,7 +186,9 @@ class DurableTaskBackend(TaskBackend):
         self._records: dict[str, _Record] = {}
         self._left: OrderedDict[str, _Record] = OrderedDict()  # of a previous life, not submitted again yet
         self._feeding: _Feeding | None = None
-        self._room = threading.Event()  # a task has ended while the feeding waits for room
+        self._limbo = 0  # of those, how many are being submitted just now
+        self._starved = False  # the feeding waits for room
+        self._room = threading.Lock()  # on which it waits; whoever ends a task lets go of it
 
     def set_handler(self, handler: Handler) -> None:
         self._inner.set_handler(handler)
@@ -219,6 +222,9 @@ class DurableTaskBackend(TaskBackend):
                 left = await asyncio.shield(asyncio.wrap_future(journal.opened))
                 self._equip(journal)
                 await self._inner.initialize(**self._start_options(warm, deadline))
+                if self._journal is not journal:  # it was shut down meanwhile
+                    await self._inner.shutdown()
+                    raise BackendClosedError(self._name, self._state.value)
                 feeding, first = self._feed(journal, left)
                 if first and self._managed is None:
                     await self._feed_here(feeding)
@@ -246,6 +252,9 @@ class DurableTaskBackend(TaskBackend):
             left = journal.opened.result(_left_until(deadline))
             self._equip(journal)
             self._managed.initialize_sync(**self._start_options(warm, deadline))
+            if self._journal is not journal:
+                self._managed.shutdown_sync(0)
+                raise BackendClosedError(self._name, self._state.value)
             self._feed(journal, left)[0].settled.result(_left_until(deadline))
         except BaseException as error:
             self._started(journal, error)
@@ -289,11 +298,9 @@ class DurableTaskBackend(TaskBackend):
     def _equip(self, journal: Journal) -> None:
         """Have the inner backend's handler mark what it runs."""
         handler = self._inner._executor
-        if isinstance(handler, Named):
-            handler = handler.__wrapped__
-        handler = unmarked(handler)
-        if handler is None:
+        if handler is None or getattr(handler, "_marks", None) is journal.marks:
             return
+        handler = handler.__wrapped__ if isinstance(handler, Named) else unmarked(handler)
         if self._managed is None:
             self._inner.set_handler(Named(handler, journal.marks, partial(self._handler_ended, journal)))
         else:
@@ -351,15 +358,23 @@ class DurableTaskBackend(TaskBackend):
                     self._cannot_run(record, error)
                     continue
                 self._follow(record, submitted)
-                _done(record.entered)
+                self._entered(record)
         finally:
             feeding.settle()
 
     def _next_left(self, task_id: str | None = None) -> _Record | None:
         with self._lock:
-            if task_id is not None:
-                return self._left.pop(task_id, None)
-            return self._left.popitem(last=False)[1] if self._left else None
+            if task_id is None and self._left:
+                task_id = next(iter(self._left))
+            record = None if task_id is None else self._left.pop(task_id, None)
+            self._limbo += record is not None
+            return record
+
+    def _entered(self, record: _Record, handle: Any = None) -> None:
+        """A task that was left is submitted again, or cannot be."""
+        with self._lock:
+            self._limbo -= 1
+        _done(record.entered, handle)
 
     def _feed_one(self, record: _Record, no_room: Callable[[], None]) -> bool:
         """Submit a task again, waiting for room, of which it tells; False if no more are taken."""
@@ -375,19 +390,17 @@ class DurableTaskBackend(TaskBackend):
                 wait = None
             except QueueFullError:  # so the host wants it for its own submissions; these wait
                 no_room()
-                self._room.clear()
-                if self._state not in (BackendState.NEW, BackendState.RUNNING):
-                    _done(record.entered)
-                    return False
-                self._room.wait(1.0)  # Race: one has ended before it was cleared. Then it is seen to after this
+                self._starved = True
+                # Race: the last one has ended before this was set. Then it is looked at after a second.
+                self._room.acquire(timeout=1.0)
             except BackendClosedError:  # it stays for the next life
-                _done(record.entered)
+                self._entered(record)
                 return False
             except Exception as error:
                 self._cannot_run(record, error)
                 return True
         self._follow(record, handle)
-        _done(record.entered)
+        self._entered(record, handle)
         return True
 
     def _cannot_run(self, record: _Record, error: Exception) -> None:
@@ -399,7 +412,7 @@ class DurableTaskBackend(TaskBackend):
         )
         with self._lock:
             self._records.pop(record.id, None)
-        _done(record.entered)
+        self._entered(record)
 
     # --- submissions ---
 
@@ -422,10 +435,11 @@ class DurableTaskBackend(TaskBackend):
             self._be_open(task)
             await self.initialize(warm=False)
         submission = self._new(task, options)
-        while (claimed := self._claim(submission)) is not None:
+        waited: Any = None
+        while (claimed := self._claim(submission, waited)) is not None:
             if not isinstance(claimed, _Entering):
                 return claimed
-            await asyncio.shield(asyncio.wrap_future(claimed.future))
+            waited = await asyncio.shield(asyncio.wrap_future(claimed.future))
         insertion = self._insert([submission], asyncio.get_running_loop())
         try:
             await insertion.wait()
@@ -459,10 +473,11 @@ class DurableTaskBackend(TaskBackend):
             self._be_open(task)
             self.initialize_sync(warm=False)
         submission = self._new(task, options)
-        while (claimed := self._claim(submission)) is not None:
+        waited: Any = None
+        while (claimed := self._claim(submission, waited)) is not None:
             if not isinstance(claimed, _Entering):
                 return claimed
-            claimed.future.result(_left_until(deadline))
+            waited = claimed.future.result(_left_until(deadline))
         insertion = self._insert([submission], None)
         try:
             if not insertion.block(deadline):
@@ -533,8 +548,11 @@ class DurableTaskBackend(TaskBackend):
         task_type = task.get("type") if isinstance(task, dict) else None
         logger.warning("%s: a task of type %r came before initialize; initializing", self._name, task_type)
 
-    def _claim(self, submission: _Submission) -> Any:
-        """Have a record for it. Else the handle of the run that it joins, or what is to be waited for before."""
+    def _claim(self, submission: _Submission, waited: Any = None) -> Any:
+        """Have a record for it. Else the handle of the run that it joins, or what is to be waited for before.
+
+        `waited` is the handle of the one with its id that it has waited for, whose run may be over by now.
+        """
         journal = self._journal
         if journal is None:
             raise BackendClosedError(self._name, self._state.value)
@@ -542,11 +560,16 @@ class DurableTaskBackend(TaskBackend):
         while submission.named:
             known = self._records.get(task_id)
             if known is not None:
+                entering = known.entered is not None and not known.entered.done()  # first: see below
                 joined = self._join(known)
                 if joined is not None:
                     return joined
-                if known.entered is not None and not known.entered.done():
+                # Race: it is accepted just now. If it had been before it was asked for, its run is over; else we wait,
+                # if for nothing, and look again.
+                if entering:
                     return self._have_enter(known)
+            if isinstance(waited, TaskHandle) and waited.done() and not waited.cancelled():
+                return waited
             with self._lock:
                 if self._records.get(task_id) is known:
                     submission.record = self._records[task_id] = _Record(submission.row, journal)
@@ -660,7 +683,7 @@ class DurableTaskBackend(TaskBackend):
     def _accept(self, submissions: list[_Submission], handles: list[Any]) -> None:
         for each, handle in zip(submissions, handles, strict=True):
             self._follow(each.record, handle)
-            _done(each.record.entered)
+            _done(each.record.entered, handle)
         submissions[0].record.journal.settle([each.row for each in submissions])
 
     def _follow(self, record: _Record, submitted: Any) -> None:
@@ -694,7 +717,12 @@ class DurableTaskBackend(TaskBackend):
         else:
             stopped = handle.cancelled() and self._state is not BackendState.RUNNING
         self._let_go(record, stopped)
-        self._room.set()
+        self._look_for_room()
+
+    def _look_for_room(self) -> None:
+        if self._starved:
+            with suppress(RuntimeError):  # nobody waits just now
+                self._room.release()
 
     def _let_go(self, record: _Record, stopped: bool) -> None:
         with self._lock:
@@ -727,7 +755,8 @@ class DurableTaskBackend(TaskBackend):
         journal = self._refuse_more()
         try:
             shutdown: Callable[..., Any] = self._inner.shutdown
-            report = await (shutdown() if timeout is None else shutdown(timeout))
+            takes_timeout = self._managed is not None or bool(inspect.signature(shutdown).parameters)
+            report = await (shutdown(timeout) if takes_timeout and timeout is not None else shutdown())
         except BaseException:
             self._close_behind(journal)
             raise
@@ -773,11 +802,12 @@ class DurableTaskBackend(TaskBackend):
         with self._lock:
             if self._state is BackendState.RUNNING:
                 self._move(BackendState.DRAINING)
-            elif self._state is BackendState.NEW and self._journal is None:
-                self._move(BackendState.STOPPED)
             self._initialized = False
             journal = self._journal
-        self._room.set()
+            if self._state in (BackendState.NEW, BackendState.STOPPED):
+                self._journal = None  # of a start that is under way, which finds that out
+                self._state = BackendState.STOPPED
+        self._look_for_room()
         return journal
 
     def _close_behind(self, journal: Journal | None) -> None:
@@ -880,7 +910,7 @@ class DurableTaskBackend(TaskBackend):
 
     @property
     def inflight_count(self) -> int:
-        return self._inner.inflight_count + len(self._left)
+        return self._inner.inflight_count + len(self._left) + self._limbo
 
     def stats(self) -> BackendStats:
         """The figures of the inner backend; what was left by a previous life counts from when it is submitted again.
@@ -951,14 +981,14 @@ class _Entering:
 
     __slots__ = ("future",)
 
-    def __init__(self, future: "Future[None]") -> None:
+    def __init__(self, future: "Future[Any]") -> None:
         self.future = future
 
 
-def _done(future: "Future[None] | None") -> None:
+def _done(future: "Future[Any] | None", value: Any = None) -> None:
     with suppress(InvalidStateError):
         if future is not None:
-            future.set_result(None)
+            future.set_result(value)
 
 
 def _nothing() -> None:
