@@ -102,6 +102,12 @@ def test_the_log_example_runs_as_it_stands(tmp_path):
     assert run_example("logs.py", tmp_path) == "payment: paid 7\nNone: closed\n"
 
 
+def test_the_durable_example_runs_as_it_stands(tmp_path):
+    """A task that is kept until it has run."""
+    assert run_example("mails.py", tmp_path) == "sent to you\n"
+    assert (tmp_path / "mails.db").exists()
+
+
 def test_the_shell_example_runs_as_it_stands(tmp_path):
     """The command of the README, with its one task."""
     handler = re.search(r"cat jobs.py\n(.*?)    \$ echo", README, re.DOTALL)
