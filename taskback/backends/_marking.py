@@ -15,13 +15,13 @@ life, so that chance does not strike the same task again, and what is left in th
 import hashlib
 import mmap
 import os
-import sys
 from collections.abc import Callable
 from typing import Any, Final
 
 from taskback._call import Handler, is_awaitable
 from taskback._router import TaskRouter
 from taskback._task import Task, running_task
+from taskback.pools import _os
 
 PLACES: Final = 1 << 16
 WIDTH: Final = 16  # bytes of a mark
@@ -41,13 +41,14 @@ def make_table(path: str) -> None:
         os.close(fd)
 
 
-def _mapped(path: str) -> mmap.mmap:
+def _mapped(path: str) -> memoryview:
+    """The table, for as long as somebody refers to it; it keeps no descriptor, where that can be helped."""
     fd = os.open(path, os.O_RDWR | getattr(os, "O_CLOEXEC", 0))
     try:
         if os.fstat(fd).st_size < SIZE:
             raise ValueError(f"{path} is shorter than {SIZE} bytes")
-        # With its own descriptor, which Python keeps before 3.13, it would hold one for as long as a call goes on.
-        return mmap.mmap(fd, SIZE, **({"trackfd": False} if sys.version_info >= (3, 13) else {}))
+        memory = _os.map_memory(fd, SIZE, private=False) if _os.HAS_PACKETS else mmap.mmap(fd, SIZE)
+        return memoryview(memory).cast("B")
     finally:
         os.close(fd)
 
@@ -58,7 +59,7 @@ class Marks:
     def __init__(self, path: str, life: bytes) -> None:
         self._path = path
         self._life = life
-        self._table: mmap.mmap | None = None
+        self._table: memoryview | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self._path, self._life)

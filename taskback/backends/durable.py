@@ -753,6 +753,8 @@ class DurableTaskBackend(TaskBackend):
         """
         _clock.deadline_after(timeout)  # nothing is shut down for one that makes no sense
         journal = self._refuse_more()
+        if journal is None and self._managed is None:  # a host's own may not stand a second one
+            return None
         try:
             shutdown: Callable[..., Any] = self._inner.shutdown
             takes_timeout = self._managed is not None or bool(inspect.signature(shutdown).parameters)
