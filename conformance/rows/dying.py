@@ -20,7 +20,7 @@ BAR: Final = 0.02  # seconds
 
 @SUBJECT.row("killed-innocents", "the other tasks, one running and eight queued")
 def innocents(site: Site) -> Cell:
-    """Each of them has its own result, and none has run twice: a death costs the task that the worker was at, no other."""
+    """Each of them has its own result, and none has run twice: a death costs one task."""
     victim = look.attempt(site, work.sleep, site.path("victim"))
     (pid,) = look.told(site.path("victim"))
     notes, gate = site.path("notes"), site.path("gate")

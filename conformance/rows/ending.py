@@ -84,7 +84,7 @@ def stopped(site: Site) -> Cell:
 
 @SUBJECT.row("shutdown-starting", "… while workers start", opens=False, seconds=60)
 def starting(site: Site) -> Cell:
-    """At five moments after the first call of a new program: it returns within 4 s, and 2 s later no process is left."""
+    """At five moments after a first call: it returns within 4 s, and 2 s later no process is left."""
     slowest, problems = 0.0, list[str]()
     for number, moment in enumerate(MOMENTS):
         place = f"program-{number}"
