@@ -4,9 +4,12 @@ What is read is old as soon as it is read: whoever kills by it looks again until
 """
 
 import os
+import signal
+import time
 from contextlib import suppress
 from typing import Final
 
+PATIENCE: Final = 1.0  # seconds; what the kernel does not finish with by then is left to it
 _TELLS: Final = os.path.exists(f"/proc/self/task/{os.getpid()}/children")
 
 
@@ -41,6 +44,21 @@ def below(pids: "list[int]") -> list[int]:
         found.append(pid)
         todo += children(pid)
     return found
+
+
+def end_all() -> bool:
+    """Kill and reap what is below this process, which adopts what loses its parent; whether there was anything."""
+    found = children(os.getpid())
+    there = bool(found)
+    deadline = time.monotonic() + PATIENCE
+    while found and time.monotonic() < deadline:
+        kill(below(found), signal.SIGKILL)
+        for pid in found:
+            with suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
+        time.sleep(0.001)
+        found = children(os.getpid())
+    return there
 
 
 def kill(pids: "list[int]", number: int) -> None:

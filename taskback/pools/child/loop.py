@@ -5,6 +5,9 @@ Holds: a reply is sent before the next call is read, so that finished results su
 that stops a call raises between that call's marks and nowhere else; elsewhere it leaves a word that is looked at
 before the handler is called. A process with another number than the worker's never comes back into the loop.
 
+When a call that was stopped is answered, nothing is left of what it has started. Nobody knows which call has started
+what, so all that is below the worker is killed, and the worker ends: a later call may have counted on it.
+
 Race: the signal and the call's beginning. Whoever stops a call writes its id on the status page and then sends the
 signal. The worker makes the call known to its signal handler, and then reads the page. So either the handler finds the
 call, or the worker finds the word.
@@ -29,7 +32,7 @@ from taskback._call import Call, SignalMarks
 from taskback._packed import Packed
 from taskback._task import ANNOUNCE_EVERY_NS, CurrentTask
 from taskback.pools import _os
-from taskback.pools.child import boot, calls, chunks, lifeline, packets, streams
+from taskback.pools.child import boot, calls, chunks, descendants, lifeline, packets, streams
 from taskback.pools.child.functions import FunctionCall, Functions, packed_error, packed_reply
 from taskback.pools.child.limits import Age, WorkerLimits
 from taskback.pools.child.logs import Logs
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
     from taskback._progress import Progress
 
 NO_ROOM_LIMIT: Final = 2.0  # seconds that a reply waits for descriptors
+LEFT_BEHIND: Final = "it was replaced, for what it had started was killed with a task that was stopped"
 BROKEN: Final = 70  # the exit status of a worker that lost its connection
 
 
@@ -77,6 +81,7 @@ class Worker:
         make: Callable[[int], Any] = streams.worker_end if by_streams else packets.worker_end
         self._pid = os.getpid()
         self._age = Age(limits)
+        self._leaves_for = ""  # why it is to end once the reply is sent
         self._fds = fds
         self._ours = {
             fd: _identity(fd) for fd in (fds.calls, fds.replies, fds.lifeline, fds.stack, fds.logs) if fd >= 0
@@ -169,7 +174,8 @@ class Worker:
             self._perform(packet)
             age.calls_left -= 1
             del packet  # the memory that its payload lies in is free again
-            if age.is_watched and (why := age.why_leave()):
+            why = self._leaves_for or (age.why_leave() if age.is_watched else "")
+            if why:
                 self._replies.send(packets.LEAVING, 0, why.encode(), wait=True)
                 return
 
@@ -190,9 +196,12 @@ class Worker:
                 kind, data = self._task(calls.unpack_request(request))
             else:
                 kind, data = self._call(packet.id, request)
+        stopped = self._page.stop_wanted(packet.id) and self._page.is_entered()
         self._page.leave()
         self._running = None
         _leave_if_forked(self._pid)
+        if stopped and descendants.end_all():
+            self._leaves_for = LEFT_BEHIND
         self._reply(kind, packet.id, data)
         self._page.end()
 

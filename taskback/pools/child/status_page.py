@@ -111,6 +111,10 @@ class StatusPage:
         words[_LENGTH] = length
         words[_COUNT] += 1
 
+    def is_entered(self) -> bool:
+        """Whether user code has begun, and not ended."""
+        return self._words[_PHASE] == IN_USER_CODE
+
     def stop_wanted(self, call: int) -> bool:
         """Whether this call is to stop."""
         return self._words[_STOP] == call
