@@ -89,7 +89,7 @@ class Insertion:
 
     def __init__(self, rows: list[Row], loop: asyncio.AbstractEventLoop | None) -> None:
         self.rows = rows
-        self.error: sqlite3.Error | OverflowError | None = None
+        self.error: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._gate: threading.Lock | None = None
         self.tell: Callable[[], object]
@@ -159,6 +159,7 @@ class Journal:
         self._unsettled = 0
         self._seq = 0
         self._overdue: list[int] = []  # rows that could not be removed; the journal's thread's
+        self._complained = False  # of those, once until all is well again
         self._db: sqlite3.Connection | None = None
         self._path_lock: PathLock | None = None
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -196,7 +197,7 @@ class Journal:
         """These tasks of it have not been accepted, or it has failed: leave nothing of them in the file."""
         with self._lock:
             self._unsettled -= len(rows)
-            if not isinstance(insertion.error, sqlite3.Error) or not _is_full(insertion.error):
+            if not _is_full(insertion.error):  # of a disk that is full nothing was written
                 self._next.removals += [row.seq for row in rows]
             self._wake.notify()
 
@@ -273,13 +274,15 @@ class Journal:
         self._overdue = []
         try:
             self._commit(batch.insertions, removals)
-        except (sqlite3.Error, OverflowError):  # one of them may be what cannot be written: each by itself, then
+        except Exception:  # one of them may be what cannot be written: each by itself, then
             for insertion in batch.insertions:
                 try:
                     self._commit([insertion], [])
-                except (sqlite3.Error, OverflowError) as error:
+                except Exception as error:
                     insertion.error = error
             self._remove_later(removals)
+        else:
+            self._complained = False
         for insertion in batch.insertions:
             insertion.tell()
         for call, future in batch.calls:
@@ -294,9 +297,11 @@ class Journal:
             return
         try:
             self._commit([], removals)
-        except sqlite3.Error as error:
+        except Exception as error:
             self._overdue = removals
-            logger.error("journal %s: %d ended tasks stay in it for now: %s", self.path, len(removals), error)
+            if not self._complained:
+                self._complained = True
+                logger.error("journal %s: %d ended tasks stay in it for now: %s", self.path, len(removals), error)
 
     def _commit(self, insertions: list[Insertion], removals: list[int]) -> None:
         if not insertions and not removals:
@@ -401,8 +406,11 @@ class Journal:
         self.marks.drop()
         with self._lock:
             self._closing = True
-            calls, self._next = self._next.calls, _Batch()
-        for _, future in calls:
+            batch, self._next = self._next, _Batch()
+        for insertion in batch.insertions:  # none, unless this thread has failed
+            insertion.error = JournalError(self.path, "it is closed")
+            insertion.tell()
+        for _, future in batch.calls:
             future.set_exception(JournalError(self.path, "it is closed"))
         if self._db is not None:
             with self._writing, suppress(sqlite3.Error):
@@ -419,10 +427,13 @@ class Journal:
 
     def error_of(self, error: BaseException) -> JournalError:
         """What SQLite or the system says, with the path."""
+        if isinstance(error, JournalError):
+            return error
         if isinstance(error, sqlite3.DatabaseError) and getattr(error, "sqlite_errorcode", None) in _DAMAGED:
             told = JournalError(self.path, f"it is damaged, or no journal ({error}); it was left as it is")
         else:
-            told = JournalError(self.path, str(error.strerror if isinstance(error, OSError) else error))
+            words = error.strerror if isinstance(error, OSError) else str(error)
+            told = JournalError(self.path, words or type(error).__name__)
         told.__cause__ = error
         return told
 
@@ -430,7 +441,7 @@ class Journal:
 _DAMAGED: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
-def _is_full(error: sqlite3.Error) -> bool:
+def _is_full(error: Exception | None) -> bool:
     return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
 
 
