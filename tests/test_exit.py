@@ -450,6 +450,8 @@ def test_the_end_of_its_terminal_leaves_no_worker(start, number):
         guarded(
             """
             import resource; resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            for number in (signal.SIGHUP, signal.SIGQUIT):  # ignored where the tests run under nohup
+                signal.signal(number, signal.SIG_DFL)
             def parent(task):
                 import subprocess
                 tell(subprocess.Popen(["sleep", "600"], start_new_session=True).pid)
