@@ -187,6 +187,7 @@ class Closing:
         for run in list(self._ledger.runs.values()):
             lane = run.lane
             if lane is not None:
+                self._ledger.refresh(run)  # a lane may hear of the death too late to tell the report that it had begun
                 lane.force(run)
 
     def _end_what_is_left(self) -> None:
