@@ -601,9 +601,7 @@ def _with_verdict(outcome: Outcome, told: Told, verdict: Verdict) -> tuple[Outco
     error = outcome.error
     if not verdict.why or type(error) is not WorkerDiedError:
         return outcome, told
-    why = f"{error.why}; {verdict.why}" if error.why else verdict.why
-    last = WorkerDiedError(error.pid, error.exitcode, error.ran, error.peak_rss_bytes, why)
-    last.__cause__ = error.__cause__
+    last = error.because(verdict.why)
     return outcome._replace(error=last), _told_of_ours(last, told)
 
 

@@ -356,8 +356,7 @@ class ProcessLane:
         run.false_starts += 1
         if run.false_starts >= FALSE_STARTS:  # what kills them may be its own unpickling
             why = f"worker number {run.false_starts} to die with the task in hand, before its handler was called"
-            error = WorkerDiedError(ending.pid, ending.exitcode, None, ending.peak_rss_bytes, why)
-            self._owner.ended(run, Outcome(TaskState.LOST, error=error))
+            self._owner.ended(run, Outcome(TaskState.LOST, error=error.because(why)))
         else:
             self._owner.come_back(run)
             self._owner.look_again()

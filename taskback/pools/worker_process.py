@@ -35,9 +35,9 @@ from typing import Any, Final
 from taskback import _clock, _codec, _forks
 from taskback._clock import monotonic
 from taskback._packed import Packed, in_envelope
-from taskback._worker_died import WorkerDiedError
+from taskback._worker_died import FATAL, WorkerDiedError
 from taskback.pools import _os, trees, worker_logs
-from taskback.pools.child import packets, status_page, streams
+from taskback.pools.child import calls, packets, status_page, streams
 from taskback.pools.child.limits import mib
 from taskback.pools.child.memory import AllTakenError
 from taskback.pools.child.packets import NoRoomError, Packet
@@ -90,6 +90,9 @@ class Ending:
         ran (float | None): How many seconds before its end user code had begun in that; None if it had not.
         stack (str): Where it was, if that was asked for before it was killed.
         journal (bytes): Of a chunk: what it had finished and not sent, as if it had been sent.
+        out_of_memory (str): What speaks for that.
+        progress (bytes | None): What its call had last reported, packed.
+        stderr (str): What it wrote last.
     """
 
     pid: int | None
@@ -100,11 +103,16 @@ class Ending:
     ran: float | None = None
     stack: str = ""
     journal: bytes = b""
+    out_of_memory: str = ""
+    progress: bytes | None = None
+    stderr: str = ""
 
     def error(self, call: int) -> WorkerDiedError:
         """What the call gets that it was at."""
         ran = self.ran if call == self.call else None
-        return WorkerDiedError(self.pid, self.exitcode, ran, self.peak_rss_bytes, self.why)
+        progress = None if self.progress is None or ran is None else calls.unpack_progress(pickle.loads(self.progress))
+        facts = (self.why, self.out_of_memory if not self.why else "", progress, self.stderr)
+        return WorkerDiedError(self.pid, self.exitcode, ran, self.peak_rss_bytes, *facts)
 
 
 class WorkerProcess:
@@ -152,7 +160,7 @@ class WorkerProcess:
         self._closed = False
         self._limited: _Limited | None = None  # the call whose time limit its guardian keeps
         self._why = ""
-        self._ended: tuple[int | None, int | None] | None = None  # exit status and memory, once it is known to have
+        self._ended: tuple[int | None, int | None, str] | None = None  # exit status, memory, evidence; once it has
         self._silent = False  # its connection has ended
         self._watch: int | None = None
         self._bell = bell
@@ -497,7 +505,7 @@ class WorkerProcess:
             if fd == self._bell.fileno():
                 self._bell.silence()
             elif fd == self._watch:
-                self._ended = self._ended or (None, None)
+                self._ended = self._ended or (None, None, "")
             elif fd == self._fate.fileno():
                 self._hear_fate()
             elif fd == self._calls.fileno():
@@ -527,7 +535,7 @@ class WorkerProcess:
         self._poll.unregister(self._fate.fileno())
         if self._watch is None and self._ended is None:
             self._why = self._why or "its guardian died before it was started"
-            self._ended = (None, None)
+            self._ended = (None, None, "")
         elif self._watch is not None:
             self._poll.register(self._watch, select.POLLIN)
 
@@ -539,7 +547,7 @@ class WorkerProcess:
 
     def _was_failed(self, why: str) -> None:
         self._why = why
-        self._ended = (None, None)
+        self._ended = (None, None, "")
 
     def _was_limit(self, call: int) -> None:
         self.struck.append(call)
@@ -550,8 +558,8 @@ class WorkerProcess:
     def _was_outgrown(self, rss: int, most: int) -> None:
         self._why = self._why or f"it was killed, for it had {mib(rss)} resident (kill_worker_rss_bytes is {mib(most)})"
 
-    def _was_died(self, exitcode: int, peak_rss_bytes: int) -> None:
-        self._ended = (exitcode, peak_rss_bytes)
+    def _was_died(self, exitcode: int, peak_rss_bytes: int, out_of_memory: str) -> None:
+        self._ended = (exitcode, peak_rss_bytes, out_of_memory)
 
     def receive(self) -> Packet | None:
         """What it says next, None if nothing now."""
@@ -658,12 +666,16 @@ class WorkerProcess:
 
     def ending(self) -> Ending:
         """How it ended, for whoever lost a call by that."""
-        exitcode, rss = self._ended or (None, None)
+        exitcode, rss, out_of_memory = self._ended or (None, None, "")
         seen = self._page.snapshot()
         has_run = seen.phase in (status_page.IN_USER_CODE, status_page.REPLYING)
         ran = (_clock.monotonic_ns() - seen.since_ns) / 1e9 if has_run else None
         left = self._page.journal.left(seen.call)
-        return Ending(self.pid or None, exitcode, rss, self._why, seen.call, ran, _read(self._stack), left)
+        stack, stderr, progress = _read(self._stack), self._page.stderr(), self._page.progress()
+        stack, fatal, where = stack.partition(FATAL)  # from there on by Python's handler of a fatal signal
+        stderr += fatal + where
+        facts = (seen.call, ran, stack, left, out_of_memory, progress, stderr)
+        return Ending(self.pid or None, exitcode, rss, self._why, *facts)
 
     def close(self) -> None:
         """Let go of all that is open; the worker has ended, or has this as its sign to end."""

@@ -23,7 +23,7 @@ from typing import Any, Final
 
 from taskback import _role
 from taskback.pools import _os
-from taskback.pools.child import lifeline
+from taskback.pools.child import lifeline, stderr
 from taskback.pools.child.limits import WorkerLimits
 
 logger = logging.getLogger(__name__)
@@ -111,6 +111,7 @@ def prepare(described: dict[str, Any]) -> None:
         if number is not None:
             signal.signal(number, _os.do_nothing)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    stderr.tap()
     sys.argv[:] = described["argv"]
     if described["cwd"] is not None:
         with suppress(OSError):

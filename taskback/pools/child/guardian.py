@@ -31,7 +31,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 from taskback.pools import _os
-from taskback.pools.child import boot, descendants, loop
+from taskback.pools.child import boot, descendants, evidence, loop
 from taskback.pools.child.limits import Scale, WorkerLimits
 from taskback.pools.child.status_page import IDLE, REPLYING, StatusPage
 
@@ -70,7 +70,7 @@ class _Limit:
 class _Child:
     """A worker, as its guardian knows it."""
 
-    __slots__ = ("fate", "limit", "number", "page", "pid", "scale", "stack")
+    __slots__ = ("fate", "limit", "number", "ours", "page", "pid", "scale", "stack")
 
     def __init__(self, number: int, pid: int, fate: socket.socket, page: StatusPage, stack: int) -> None:
         self.number = number
@@ -80,6 +80,7 @@ class _Child:
         self.stack = stack
         self.limit: _Limit | None = None
         self.scale = Scale(page)
+        self.ours = False  # we have killed it
 
     def tell(self, *message: Any, fd: int | None = None) -> None:
         """Tell the parent; if it does not listen, there is nothing to be done about it."""
@@ -109,6 +110,7 @@ class Guardian:
         self._workers: dict[int, _Child] = {}  # by pid
         self._limits = WorkerLimits(*described["limits"])
         self._kill_all_ns: int | None = None
+        self._witness = evidence.Witness()
         _os.leave_the_terminal()
         _os.adopt_orphans()
         self._deaths, waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -152,6 +154,7 @@ class Guardian:
             getattr(self, f"_do_{what}")(*facts, *(struct.unpack(f"{len(data) // 4}i", data) for _, _, data in beside))
 
     def _do_start(self, number: int, fds: tuple[int, ...]) -> None:
+        self._witness.look_now_and_then()
         fate, *given = fds
         child = _Child(number, 0, socket.socket(fileno=fate), StatusPage(given[3]), given[4])
         try:
@@ -253,14 +256,18 @@ class Guardian:
         child = self._workers.get(pid)
         if child is not None:
             _os.kill_group(pid)  # while the zombie keeps the number
+            limits = evidence.limits_of(pid) if not child.ours else {}
         _, status, usage = os.wait4(pid, 0)
         if child is not None:
             del self._workers[pid]
-            child.tell("died", os.waitstatus_to_exitcode(status), usage.ru_maxrss * 1024)
+            exitcode, peak_rss = os.waitstatus_to_exitcode(status), usage.ru_maxrss * 1024
+            found = "" if child.ours else self._witness.testify(exitcode, peak_rss, limits)
+            child.tell("died", exitcode, peak_rss, found)
             child.close()
 
     def _kill(self, child: _Child) -> None:
         """Kill a worker and its group; what else is below it comes to us when it is dead."""
+        child.ours = True
         _os.kill_group(child.pid)
         descendants.kill([child.pid], signal.SIGKILL)  # it may not lead a group yet
 

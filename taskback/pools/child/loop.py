@@ -32,7 +32,7 @@ from taskback._call import Call, SignalMarks
 from taskback._packed import Packed
 from taskback._task import ANNOUNCE_EVERY_NS, CurrentTask
 from taskback.pools import _os
-from taskback.pools.child import boot, calls, chunks, descendants, lifeline, packets, streams
+from taskback.pools.child import boot, calls, chunks, descendants, lifeline, packets, stderr, streams
 from taskback.pools.child.functions import FunctionCall, Functions, packed_error, packed_reply
 from taskback.pools.child.limits import Age, WorkerLimits
 from taskback.pools.child.logs import Logs
@@ -123,6 +123,8 @@ class Worker:
         numpy_random = sys.modules.get("numpy.random")
         if numpy_random is not None:
             numpy_random.seed()
+        stderr.keep(self._page.wrote)
+        faulthandler.enable(self._fds.stack)  # where its parent finds it
         if _os.STACK_SIGNAL is not None and hasattr(faulthandler, "register"):
             # First from C, whatever holds the GIL; then from Python, which knows where an async handler waits.
             signal.signal(_os.STACK_SIGNAL, self._tell_where_it_waits)
@@ -320,8 +322,13 @@ class Worker:
     def _forked(self) -> None:
         """In a fork that a handler made: hold nothing by which the parent knows this worker."""
         for fd, identity in self._ours.items():
-            if _identity(fd) == identity:  # not what a handler has opened in its place
-                os.close(fd)
+            if _identity(fd) != identity:  # what a handler has opened in its place
+                continue
+            if fd == self._fds.stack:  # faulthandler knows its number, so it must not become another file's
+                with suppress(OSError):  # stderr is closed
+                    os.dup2(2, fd, inheritable=False)
+                    continue
+            os.close(fd)
         if self._logs is not None:
             self._logs.end()
 

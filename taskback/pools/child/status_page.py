@@ -1,9 +1,9 @@
 """Memory that a worker shares with its parent and its guardian: what it is doing, told without a message.
 
 The worker writes which call it runs, since when, whether user code has begun, how many replies it has sent, and the
-latest progress; behind that comes the journal of a chunk. The parent and the guardian write which call is to stop. The
-parent writes whether the worker has calls, the guardian whether it watches the worker's memory.
-Reading is possible of a stopped or dead worker too.
+latest progress; behind that come what it wrote last to stderr, and the journal of a chunk. The parent and the guardian
+write which call is to stop, the parent whether the worker has calls, the guardian whether it watches the worker's
+memory. Reading is possible of a stopped or dead worker too.
 
 Holds: each word is written by one side alone, eight bytes at a time, which arrive whole. The worker writes PHASE last
 when a call begins and first when it ends, and a reader looks at the id before and after: so a phase never belongs to
@@ -26,11 +26,14 @@ from taskback.pools.child import journal
 from taskback.pools.child.journal import Journal
 
 _PROGRESS_AT: Final = 512
-_JOURNAL_AT: Final = 16_384
-PROGRESS_ROOM: Final = _JOURNAL_AT - _PROGRESS_AT
+_STDERR_AT: Final = 16_384
+STDERR_ROOM: Final = 4_096
+_JOURNAL_AT: Final = _STDERR_AT + STDERR_ROOM
+PROGRESS_ROOM: Final = _STDERR_AT - _PROGRESS_AT
 SIZE: Final = _JOURNAL_AT + journal.SIZE  # what is not written to takes no memory
 
-_CALL, _SINCE, _PHASE, _REPLIES, _COUNT, _LENGTH, _STOP, _STOP_FIRMLY, _HAS_CALLS, _WEIGHED = range(10)  # words
+# Words
+_CALL, _SINCE, _PHASE, _REPLIES, _COUNT, _LENGTH, _STOP, _STOP_FIRMLY, _HAS_CALLS, _WEIGHED, _WRITTEN = range(11)
 
 IDLE: Final = 0
 READING: Final = 1  # its arguments are being unpickled
@@ -115,6 +118,18 @@ class StatusPage:
         """Whether user code has begun, and not ended."""
         return self._words[_PHASE] == IN_USER_CODE
 
+    def wrote(self, data: "bytes | memoryview[int]") -> None:
+        """Keep the end of what goes to stderr. Threads that write at once may spoil each other's, here alone."""
+        written = self._words[_WRITTEN]
+        if len(data) > STDERR_ROOM:
+            written += len(data) - STDERR_ROOM
+            data = data[-STDERR_ROOM:]
+        at = _STDERR_AT + written % STDERR_ROOM
+        first = min(len(data), _JOURNAL_AT - at)
+        self._bytes[at : at + first] = data[:first]
+        self._bytes[_STDERR_AT : _STDERR_AT + len(data) - first] = data[first:]
+        self._words[_WRITTEN] = written + len(data)
+
     def stop_wanted(self, call: int) -> bool:
         """Whether this call is to stop."""
         return self._words[_STOP] == call
@@ -155,6 +170,13 @@ class StatusPage:
             if words[_CALL] == call and words[_PHASE] == phase and words[_SINCE] == since:
                 break
         return Snapshot(call, phase, since, replies)
+
+    def stderr(self) -> str:
+        """The end of what was written to stderr."""
+        written = self._words[_WRITTEN]
+        data = bytes(self._bytes[_STDERR_AT:_JOURNAL_AT])
+        at = written % STDERR_ROOM
+        return (data[:written] if written <= STDERR_ROOM else data[at:] + data[:at]).decode("utf-8", "replace")
 
     def progress(self) -> bytes | None:
         """The latest progress; None if there is none, or it is being written over and over."""
