@@ -15,12 +15,14 @@ import os
 import statistics
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import psutil
 
+from soak.work import SLEEPER
 from tests import leftovers
 
 GROWTH: Final = 0.10
@@ -79,6 +81,19 @@ def shared_files(before: set[str], pids: set[int]) -> list[str]:
         return []
     ours = ("taskback", *(f"-{pid}-" for pid in pids), *(f"_{pid}_" for pid in pids))
     return sorted(name for name in now - before if any(mark in name for mark in ours))
+
+
+def end_escaped() -> int:
+    """Kill what handlers have left and nobody has adopted; how many there were."""
+    me = os.getpid()
+    ours = {me, *(process.pid for process in psutil.Process(me).children(recursive=True))}
+    escaped = 0
+    for process in leftovers.processes():
+        with suppress(psutil.NoSuchProcess):
+            if process.cmdline() == list(SLEEPER) and process.pid not in ours and process.ppid() not in ours:
+                process.kill()
+                escaped += 1
+    return escaped
 
 
 def rss(pid: int) -> int:

@@ -227,6 +227,8 @@ def _mapped(load: Load, rng: random.Random, _: Any) -> None:
     try:
         for _, outcome in zip(range(most), results, strict=False):
             _give(load, given.popleft(), outcome)
+            if load.enough.is_set():  # where workers are killed all the time the rest may take long
+                break
     finally:
         results.close()
         while given:

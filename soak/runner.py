@@ -89,6 +89,9 @@ class Run:
         self.violations: list[str] = []
         self.round = plan.from_round
         self.given_up = 0
+        self.guardians_killed = 0
+        self.escaped = 0
+        self.stuck = 0
         self.shutdowns = 0
         self.longest = ("", 0.0)
         self.latest = ("", 0.0)
@@ -231,6 +234,8 @@ class Run:
             self.outcomes += life.book.outcomes
             self.kinds += life.book.kinds
             self.given_up += life.book.given_up
+            self.guardians_killed += life.book.guardians_killed
+            self.stuck += life.stuck
             self.places[life.place.name] += life.book.submitted
             self.violations += [f"{life.place.name}: {what}" for what in life.book.violations]
             for how, late, seconds in life.shutdowns:
@@ -242,6 +247,7 @@ class Run:
     def _look_at_what_is_held(self, residents: list[tuple[Place, Any, bool]]) -> None:
         """Between two rounds, of which nothing is left, not even in local variables."""
         leaks.trim()
+        self._count_the_escaped()
         warm = self.round - self.plan.from_round >= 3
         self.last = leaks.settled(self._work, self.first)
         if warm and self.first is None:
@@ -255,7 +261,18 @@ class Run:
         self.memory["a guardian"].note(leaks.rss(places.guardian_of(shaken) or 0))
         self.memory["a quiet worker"].note(max(map(leaks.rss, places.workers_of(quiet)), default=0))
 
+    def _count_the_escaped(self) -> None:
+        """End what has left its worker's tree while neither that worker nor its guardian was there to adopt it.
+
+        Both were killed from outside. Then it is init's, and nobody can tell whose it was.
+        """
+        if self.guardians_killed:
+            self.escaped += leaks.end_escaped()
+            if self.escaped > self.guardians_killed:
+                self.violations.append(f"{self.escaped} escaped, with {self.guardians_killed} guardians killed")
+
     def _nothing_is_left(self, before: leftovers.Seen, shared: set[str]) -> None:
+        self._count_the_escaped()
         left = leftovers.left_since(before, leaks.SETTLE)
         watch = {thread for thread in left.threads if thread.name == "soak-watch"}
         lines = [line for line in left.lines() if not any(repr(thread.name) in line for thread in watch)]
@@ -299,8 +316,9 @@ class Run:
             f"faults: {self.injected:,} ({self.injected / max(1e-9, seconds):.1f}/s): "
             + _counted(self._faults.counts + Counter({"by handlers": self.by_handlers})),
             f"shutdowns: {self.shutdowns:,}; longest {self.longest[1]:.2f} s ({self.longest[0]}); "
-            f"longest beyond its timeout {self.latest[1]:.2f} s ({self.latest[0]})",
+            f"longest beyond its timeout {self.latest[1]:.2f} s ({self.latest[0]}); stuck: {self.stuck}",
         ]
+        lines.append(f"escaped, for their worker and its guardian were killed together: {self.escaped}")
         for memory in self.memory.values():
             start, warm, end = (size / 2**20 for size in memory.figures())
             told = f"{start:.1f} MiB at the start, {warm:.1f} after the warm-up, {end:.1f} at the end"

@@ -100,7 +100,7 @@ class ProcessPool(Executor):
         self._max_workers = max_workers
         self._initializer = initializer
         self._initargs = initargs
-        self._limits = checked_limits(
+        self._worker_limits = checked_limits(
             max_tasks_per_child, max_worker_seconds, max_worker_rss_bytes, kill_worker_rss_bytes
         )
         self._preload = tuple(preload)
@@ -112,7 +112,7 @@ class ProcessPool(Executor):
     def _start_afresh(self) -> None:
         name = f"{type(self).__name__}-{id(self):x}"
         logs = LogReader(f"{name}-logs") if self._forward_logs else None
-        self._guardian = GuardianClient(self._preload, self._by_streams, self._limits, logs)
+        self._guardian = GuardianClient(self._preload, self._by_streams, self._worker_limits, logs)
         self._queue = CallQueue(
             name,
             self._max_workers,
