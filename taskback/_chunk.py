@@ -63,8 +63,14 @@ class Chunk:
         self.seconds = 0.0
 
     def add(self, base: int, ends: list[int], data: Any) -> None:
-        """Results have come, of which so many go before them; some of them may have come before."""
+        """Results have come, of which so many go before them; some of them may have come before.
+
+        Raises:
+            ValueError: There are some missing before them, or more than there are tasks.
+        """
         twice = self.known - base
+        if twice < 0 or base + len(ends) > self.count:
+            raise ValueError(f"{len(ends)} results from number {base} on, of {self.count}, with {self.known} known")
         if twice > 0:
             cut = ends[min(twice, len(ends)) - 1] & END if ends else 0
             ends, data = [end - cut for end in ends[twice:]], data[cut:]
@@ -73,7 +79,13 @@ class Chunk:
             self.known += len(ends)
 
     def add_all(self, results: list[Any]) -> None:
-        """All results have come at once."""
+        """All results have come at once.
+
+        Raises:
+            ValueError: They are not one for each task.
+        """
+        if type(results) is not list or len(results) != self.count:
+            raise ValueError(f"a chunk of {self.count} tasks was answered by something else than its results")
         self.whole, self.known = results, self.count
 
     def records(self) -> Iterator[tuple[int, Any]]:

@@ -342,7 +342,10 @@ class ProcessLane:
             run.killed = True
         if error.ran is not None and run.chunk is not None:
             if ending.journal:
-                run.chunk.add(*journal.unpack(ending.journal))
+                try:
+                    run.chunk.add(*journal.unpack(ending.journal))
+                except ValueError as nonsense:  # a handler has written there
+                    logger.error("%s cannot read what a chunk had finished: %s", self.name, str(nonsense))
             if run.stop is None and run.chunk.known < run.chunk.count:  # else it died after the last one
                 run.chunk.lost = error
             outcome = Outcome(TaskState.SUCCEEDED, run.chunk)  # of the others; see there

@@ -162,7 +162,13 @@ def pack(facts: Facts, records: bytes) -> bytes:
 
 
 def unpack(data: Any) -> tuple[Facts, memoryview]:
-    """What was packed."""
+    """What was packed.
+
+    Raises:
+        ValueError: No chunk was answered by this.
+    """
+    if len(data) < _FACTS.size:
+        raise ValueError(f"{len(data)} bytes are no answer of a chunk")
     return Facts(*_FACTS.unpack_from(data)), memoryview(data)[_FACTS.size :]
 
 

@@ -55,9 +55,9 @@ class Journal:
     def packed(self) -> bytes:
         """All records, as they are sent."""
         words = self._words
-        base, count = words[_BASE], words[_COUNT]
+        base, count = words[_BASE], min(words[_COUNT], MOST)  # a handler may have written anything there
         ends = words[_WORDS : _WORDS + count]
-        length = ends[count - 1] & END if count else 0
+        length = min(ends[count - 1] & END, DATA) if count else 0
         return b"".join((_HEAD.pack(base, count), ends, self._data[:length]))
 
     @property
@@ -96,7 +96,17 @@ def large(base: int, data: bytes, flag: int) -> bytes:
 
 
 def unpack(packed: Any) -> tuple[int, list[int], Any]:
-    """What was sent: how many records went before these, where each ends, and the bytes of all."""
+    """What was sent: how many records went before these, where each ends, and the bytes of all.
+
+    Raises:
+        ValueError: No journal has sent this.
+    """
     view = memoryview(packed)
-    base, count = _HEAD.unpack_from(view)
-    return base, view[_HEAD.size : _HEAD.size + 8 * count].cast("Q").tolist(), view[_HEAD.size + 8 * count :]
+    base, count = _HEAD.unpack_from(view) if len(view) >= _HEAD.size else (0, len(view))
+    begin = _HEAD.size + 8 * count
+    if begin > len(view):
+        raise ValueError(f"{len(view)} bytes with {count} records are not what a journal sends")
+    ends, data = view[_HEAD.size : begin].cast("Q").tolist(), view[begin:]
+    if ends and ends[-1] & END > len(data):
+        raise ValueError(f"records of {ends[-1] & END} bytes in {len(data)}")
+    return base, ends, data

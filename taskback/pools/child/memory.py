@@ -229,6 +229,8 @@ class Receiver:
             OSError: It cannot be mapped.
             ValueError: This is no payload.
         """
+        if len(place) != _PLACE.size:
+            raise ValueError(f"no place of a payload is told in {len(place)} bytes")
         index, number, size, filled = _PLACE.unpack(place)
         if not _DATA < filled <= size:
             raise ValueError(f"a payload of {filled} bytes in {size}")
