@@ -12,11 +12,14 @@ import sys
 import time
 from contextlib import suppress
 
+import psutil
 import pytest
 
 from taskback.pools.child import boot, lifeline
 from taskback.pools.guardian_client import GuardianClient
 from tests.faults import await_gone
+from tests.helpers import until
+from tests.running import PRELUDE, programs
 
 
 def start(*, busy: str, parent_lives: bool = True) -> tuple[int, int, int]:
@@ -115,3 +118,28 @@ def test_a_guardian_whose_parent_is_gone_before_it_said_anything_ends_in_silence
         )
 
     assert (begun.returncode, begun.stdout, begun.stderr) == (0, b"", b"")
+
+
+def test_a_guardian_that_is_stopped_when_its_parent_dies_ends_all_the_same(tmp_path):
+    """It is made to go on, and then sees that its parent is gone: what has left its worker's group is ended, too."""
+    with programs(tmp_path) as start_program:
+        program = start_program(
+            PRELUDE
+            + """
+import subprocess
+def leave(task):
+    child = subprocess.Popen(["sleep", "600"], start_new_session=True)
+    tell(f"{child.pid} {os.getpid()} {os.getppid()}")
+    time.sleep(600)
+backend = taskback.ProcessPoolTaskBackend(leave, max_workers=1)
+backend.submit_sync({})
+time.sleep(600)
+"""
+        )
+        *others, guardian = map(int, program.line().split())
+        os.kill(guardian, signal.SIGSTOP)
+        until(lambda: psutil.Process(guardian).status() == psutil.STATUS_STOPPED)
+
+        program.process.kill()
+
+        await_gone(*others, guardian)

@@ -88,7 +88,7 @@ def begin(sock: socket.socket, described: dict[str, Any]) -> None:
         if not lifeline.arm(described["lifeline"]):
             os._exit(0)
         threads = imported(described["modules"])
-        os.close(described["lifeline"])
+        lifeline.rouse(described["lifeline"])
         run: Callable[[], None] = guardian.Guardian(sock, described, threads).run
     else:
         from taskback.pools.child import loop

@@ -213,6 +213,7 @@ class Guardian:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         self._control.close()
+        os.close(self._described["lifeline"])
         os.close(self._deaths)
         os.close(self._waker)
         for child in self._workers.values():

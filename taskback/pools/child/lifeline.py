@@ -5,6 +5,9 @@ SIGKILL to the worker's whole process group when the other end closes. It needs 
 reaches a stopped process too. It lies beneath the guardian, for the case that the guardian died first; what has left
 the group, or runs on after its worker, it does not reach.
 
+The guardian has one, too. While it imports that kills it; later it must not die at once, for it has workers to end. So
+the kernel has it go on then: one that is stopped would not see that its parent is gone.
+
 Holds: one reading end has one owner, so two workers never share one. Race: the parent died before the line was armed;
 then nothing fires, and `arm` sees the end of file itself.
 """
@@ -35,6 +38,17 @@ def arm(fd: int, group: int | None = None) -> bool:
         fcntl.fcntl(fd, fcntl.F_SETOWN, -(os.getpgrp() if group is None else group))
         fcntl.fcntl(fd, _F_SETSIG, signal.SIGKILL)
         fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_ASYNC)
+    return _is_held(fd)
+
+
+def rouse(fd: int) -> None:
+    """From now on the end of file on a line that is armed has the group go on, if it is stopped, and kills it not."""
+    os.set_inheritable(fd, False)
+    if AVAILABLE:
+        fcntl.fcntl(fd, _F_SETSIG, signal.SIGCONT)
+
+
+def _is_held(fd: int) -> bool:
     poll = select.poll()
     poll.register(fd, 0)  # the end of file alone, which is always told
     return not poll.poll(0)
