@@ -98,6 +98,18 @@ def test_shedding_drops_the_oldest_of_the_lowest_priority():
     assert pressure.queued == 3
 
 
+def test_a_task_that_left_and_came_back_is_shed_once():
+    """And the next one, too, where it takes two."""
+    pressure = Pressure(Limits(max_queued_bytes=10, when_full="shed"))
+    for number in (1, 2):
+        assert submit(pressure, number, size=5) == ADMITTED
+    pressure.leave(1)
+    pressure.come_back(1, 5, 0)
+
+    assert submit(pressure, 3, size=10) == (Answer.ADMITTED, [1, 2])
+    assert (pressure.queued, pressure.queued_bytes) == (1, 10)
+
+
 def test_as_many_are_shed_as_it_takes_or_none():
     """By size; one that cannot get enough room costs nobody anything."""
     pressure = Pressure(Limits(max_queued_bytes=10, when_full="shed"))

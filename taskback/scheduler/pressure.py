@@ -206,6 +206,8 @@ class Pressure(Generic[T]):
                     heapq.heappush(self._by_rank, each)
                 return None
             heapq.heappop(self._by_rank)
+            if places and place == places[-1]:  # it left and came back, so it is there twice, one behind the other
+                continue
             places.append(place)
             tasks += 1
             size_less += self._queued[place[1]][1]
