@@ -1,7 +1,8 @@
 """Tries a check in a process of its own, for a limited time.
 
-The process adopts what is orphaned below it, and is stopped before it is killed: so whatever the check has started, and
-wherever it hangs, nothing of it is left. A fork of this program, which has one thread and no backend.
+The process adopts what is orphaned below it, ends all of that before it tells what was found, and is stopped before it
+is killed where it hangs: so nothing of what the check has started is left. A fork of this program, which has one thread
+and no backend.
 """
 
 import logging
@@ -57,6 +58,7 @@ def _try(check: Check, writing: int) -> None:
             found = check.look()
         except Exception as error:
             found = Finding(Mark.MISSING, str(error) or type(error).__name__)
+        descendants.end_all()  # before it is told: with this process gone they would be nobody's
         data = pickle.dumps(found)
         os.write(writing, _LENGTH.pack(len(data)) + data)  # some hundred bytes, which a pipe takes as they are
     finally:
