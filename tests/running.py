@@ -140,6 +140,7 @@ def tell(text):
 
 def loop(task):
     """Ends when it is told to; what it has told is there once it has reported."""
+    taskback.current_task().report(0)  # which imports something; there the exception that stops it could get lost
     tell(os.getpid())
     taskback.current_task().report(1)
     while True:
