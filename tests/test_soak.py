@@ -1,4 +1,4 @@
-"""The soak holds for some seconds, and it can fail: it finds what is broken on purpose, and says how to see it anew."""
+"""The soak can fail: it finds what is broken on purpose, and says how to see it anew."""
 
 from __future__ import annotations
 
@@ -19,16 +19,6 @@ def soak(*options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=LIMIT, stdin=subprocess.DEVNULL
     )
-
-
-@pytest.mark.timeout(LIMIT + 10)
-def test_all_holds_for_some_seconds():
-    """Tasks of all kinds, faults in all: nothing lost, nothing twice, nothing left."""
-    done = soak("--seconds", "8", "--most-bytes", "1000000")
-
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-6000:]
-    assert "all held: nothing lost, nothing twice, nothing left" in done.stdout
-    assert "worker killed" in done.stdout
 
 
 @pytest.mark.timeout(LIMIT + 10)
