@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from taskback.pools import trees
+from taskback.pools.child.limits import resident_bytes
 from tests.helpers import is_running, session_leaders
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "setsid"), reason="the system has no sessions")
@@ -123,4 +124,4 @@ def test_a_stranger_lives_on(start):
     assert child.wait(5) == -signal.SIGKILL
     assert stranger.poll() is None
     assert trees.alive([stranger.pid, child.pid]) == [stranger.pid]
-    assert trees.rss_bytes(child.pid) is None
+    assert resident_bytes(child.pid) is None

@@ -22,8 +22,8 @@ from taskback._task import Task, checked_type
 from taskback.backends._closing import TURN, until_user_code_ends
 from taskback.backends._managed import ManagedBackend
 from taskback.backends._packing import modules_of
-from taskback.pools import _os, trees
-from taskback.pools.child.limits import NO_LIMITS
+from taskback.pools import _os
+from taskback.pools.child.limits import NO_LIMITS, resident_bytes
 from taskback.pools.guardian_client import GuardianClient, checked_limits
 from taskback.pools.lane import Lane
 from taskback.pools.process_lane import ProcessLane
@@ -254,7 +254,7 @@ class ProcessPoolTaskBackend(ManagedBackend):
         found = super()._worker_stats(lane)
         if found is None:
             return None
-        rss = trees.rss_bytes(found.pid)
+        rss = resident_bytes(found.pid)
         return WorkerStats(found.pid, found.task_id, found.task_type, found.since, rss)
 
     def _set_limit(self, run: Run) -> None:

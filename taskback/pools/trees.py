@@ -70,14 +70,6 @@ def is_alive(process: psutil.Process) -> bool:
         return False
 
 
-def rss_bytes(pid: int) -> int | None:
-    """Resident memory of a process, None if it is gone."""
-    try:
-        return int(psutil.Process(pid).memory_info().rss)
-    except psutil.Error:
-        return None
-
-
 def alive(pids: Iterable[int]) -> list[int]:
     """Those of `pids` that the kernel has not finished with."""
     found = []
