@@ -12,11 +12,12 @@ no lock of ours.
 """
 
 import os
-import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from typing import Final, NoReturn
+from contextlib import contextmanager
+from typing import Final
+
+from taskback._leave import leave as leave  # beside `pid`, which tells when to
 
 PATIENCE: Final = 5.0  # seconds that a fork waits; then it is made all the same
 
@@ -43,14 +44,6 @@ def watch(in_child: Callable[[], object]) -> None:
             os.register_at_fork(before=_before, after_in_parent=_after, after_in_child=_afresh)
         if in_child not in _in_child:
             _in_child.append(in_child)
-
-
-def leave() -> NoReturn:
-    """End this process, which is a fork that has come back to where its parent goes on."""
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError, AttributeError):  # closed, full, or none at all
-            stream.flush()
-    os._exit(0)
 
 
 @contextmanager

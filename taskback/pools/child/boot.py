@@ -22,6 +22,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 from taskback import _role
+from taskback._leave import flush
 from taskback.pools import _os
 from taskback.pools.child import lifeline, stderr
 from taskback.pools.child.limits import WorkerLimits
@@ -144,10 +145,3 @@ def _other_threads() -> list[str]:
         bare = len(os.listdir("/proc/self/task")) - 1 - len(names)
         names += ["a thread that is not Python's"] * bare
     return names
-
-
-def flush() -> None:
-    """Write out what is buffered, where that can be done."""
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError, AttributeError):  # closed, full, or none at all
-            stream.flush()

@@ -9,7 +9,6 @@ import contextvars
 import os
 import pickle
 import struct
-import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -17,6 +16,7 @@ from taskback import _clock, _codec, _role
 from taskback._call import Call, Handler, Outcome, SignalMarks, close_struck
 from taskback._context import Restore
 from taskback._errors import ProgressNotSerializableError, ResultNotSerializableError, TaskCancelled
+from taskback._leave import leave
 from taskback._packed import LARGE, Packed, in_envelope, opened
 from taskback._propagate import context_with
 from taskback._state import TaskState
@@ -182,7 +182,7 @@ def perform(
     """
     pid = os.getpid()
     done = carry_out(Request(*pickle.loads(data)), begin, announce, marks, load or _load)
-    _leave_if_forked(pid)
+    leave_if_forked(pid)
     return Reply(done.state, done.value, pid, done.started_ns, done.progress).pack()
 
 
@@ -292,16 +292,10 @@ def _packed(outcome: Outcome) -> tuple[TaskState, Any]:
         return TaskState.FAILED, _codec.pack_error(error)
 
 
-def _leave_if_forked(pid: int) -> None:
+def leave_if_forked(pid: int) -> None:
     """A handler that forked returns in both processes; the child must not answer too, nor read calls."""
-    if os.getpid() == pid:
-        return
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except (OSError, ValueError, AttributeError):  # closed, full, or none at all
-            continue
-    os._exit(0)
+    if os.getpid() != pid:
+        leave()
 
 
 def run_async(main: Any, /, *, context: contextvars.Context) -> Any:

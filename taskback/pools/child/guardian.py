@@ -30,6 +30,7 @@ import time
 from contextlib import suppress
 from typing import Any, Final
 
+from taskback._leave import flush
 from taskback.pools import _os
 from taskback.pools.child import boot, descendants, evidence, loop
 from taskback.pools.child.limits import Scale, WorkerLimits
@@ -194,7 +195,7 @@ class Guardian:
     # --- starting ---
 
     def _fork(self, child: _Child, fds: list[int]) -> int:
-        boot.flush()
+        flush()
         pid = os.fork()
         if pid:
             return pid

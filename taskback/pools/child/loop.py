@@ -29,10 +29,11 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from taskback import _codec
 from taskback._call import Call, SignalMarks
+from taskback._leave import flush
 from taskback._packed import Packed
 from taskback._task import ANNOUNCE_EVERY_NS, CurrentTask
 from taskback.pools import _os
-from taskback.pools.child import boot, calls, chunks, descendants, lifeline, packets, stderr, streams
+from taskback.pools.child import calls, chunks, descendants, lifeline, packets, stderr, streams
 from taskback.pools.child.functions import FunctionCall, Functions, packed_error, packed_reply
 from taskback.pools.child.limits import Age, WorkerLimits
 from taskback.pools.child.logs import Logs
@@ -152,7 +153,7 @@ class Worker:
             self._replies.send(packets.UNFIT, 0, packed_error(error), wait=True)
             return False
         trouble = self._functions.trouble()
-        _leave_if_forked(self._pid)
+        calls.leave_if_forked(self._pid)
         if self._logs is not None:
             self._logs.settle()
         self._replies.send(packets.READY, 0, trouble, wait=True)
@@ -201,7 +202,7 @@ class Worker:
         stopped = self._page.stop_wanted(packet.id) and self._page.is_entered()
         self._page.leave()
         self._running = None
-        _leave_if_forked(self._pid)
+        calls.leave_if_forked(self._pid)
         if stopped and descendants.end_all():
             self._leaves_for = LEFT_BEHIND
         self._reply(kind, packet.id, data)
@@ -345,7 +346,7 @@ class Worker:
             # memory that a handler has made, or joblib for it, have names, and are unlinked by that. Harmless twice.
             with suppress(BaseException):
                 util._exit_function()
-        boot.flush()
+        flush()
 
 
 def _multiprocessing_util() -> Any:
@@ -358,10 +359,3 @@ def _identity(fd: int) -> tuple[int, int] | None:
     except OSError:
         return None
     return status.st_dev, status.st_ino
-
-
-def _leave_if_forked(pid: int) -> None:
-    """A handler that forked returns in both processes; the child must not answer too, nor read calls."""
-    if os.getpid() != pid:
-        boot.flush()
-        os._exit(0)
