@@ -1,6 +1,5 @@
 """How results are shown: for a terminal, as Markdown, as JSON; and the place in the README where they stand."""
 
-import importlib.metadata
 import os
 import platform
 import re
@@ -10,11 +9,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
+from benchmarks import published
 from benchmarks.bars import OURS, PEERS, REFERENCES, Judged, Line, Result, Verdict, best_peer
 from benchmarks.contenders import KINDS
 
-README: Final = Path(__file__).resolve().parent.parent / "README.md"
-MARK: Final = re.compile(r"(<!-- bench -->\n).*?(<!-- /bench -->)", re.DOTALL)
 SECONDS: Final = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
 BYTES: Final = ((1024.0**2, "MB"), (1024.0, "KB"), (1.0, "B"))
 NAMES: Final = {  # as columns and sentences have them
@@ -99,17 +97,9 @@ def machine() -> list[str]:
         models = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
     except OSError:
         models = []
-    versions = {"taskback": importlib.metadata.version("taskback")}
-    for kind in KINDS.values():
-        if kind.package:
-            try:
-                versions[kind.package] = importlib.metadata.version(kind.package)
-            except importlib.metadata.PackageNotFoundError:
-                versions[kind.package] = "not installed"
     return [
-        f"{platform.python_implementation()} {platform.python_version()}, {platform.system()} {platform.release()}, "
-        f"{os.cpu_count()} CPUs ({models[0] if models else cpu}), a load of {os.getloadavg()[0]:.1f} before it",
-        ", ".join(f"{name} {version}" for name, version in versions.items()),
+        f"{published.system()} ({models[0] if models else cpu}), a load of {os.getloadavg()[0]:.1f} before it",
+        published.versions(kind.package for kind in KINDS.values()),
     ]
 
 
@@ -190,10 +180,7 @@ def write_readme(table: str) -> None:
     Raises:
         ValueError: It has none.
     """
-    old = README.read_text(encoding="utf-8")
-    if not MARK.search(old):
-        raise ValueError(f"{README} has no place for it: <!-- bench --> and <!-- /bench -->")
-    README.write_text(MARK.sub(lambda found: f"{found[1]}{table}\n{found[2]}", old), encoding="utf-8")
+    published.write("bench", table)
 
 
 def as_json(results: Sequence[Result], about: Sequence[str]) -> dict[str, Any]:

@@ -1,20 +1,14 @@
 """The matrix as text, as Markdown for the README, and as JSON."""
 
-import importlib.metadata
-import os
-import platform
-import re
 from collections.abc import Iterable, Sequence
 from datetime import date
-from pathlib import Path
 from typing import Any, Final
 
+from benchmarks import published
 from conformance.contenders import KINDS
 from conformance.driver import Found
 from conformance.row import Row
 
-README: Final = Path(__file__).parent.parent / "README.md"
-MARK: Final = re.compile(r"(<!-- matrix -->\n).*?(<!-- /matrix -->)", re.DOTALL)
 HEADS: Final = {
     "backend": "taskback",
     "pool": "its pool",
@@ -121,18 +115,7 @@ def demands(rows: Sequence[Row]) -> str:
 
 def machine() -> list[str]:
     """What this is run on: the system, and versions."""
-    versions = {"taskback": importlib.metadata.version("taskback")}
-    for kind in KINDS.values():
-        if kind.package:
-            try:
-                versions[kind.package] = importlib.metadata.version(kind.package)
-            except importlib.metadata.PackageNotFoundError:
-                versions[kind.package] = "not installed"
-    return [
-        f"{platform.python_implementation()} {platform.python_version()}, {platform.system()} {platform.release()}, "
-        f"{os.cpu_count()} CPUs",
-        ", ".join(f"{name} {version}" for name, version in versions.items()),
-    ]
+    return [published.system(), published.versions(kind.package for kind in KINDS.values())]
 
 
 def write_readme(table: str) -> None:
@@ -141,10 +124,7 @@ def write_readme(table: str) -> None:
     Raises:
         ValueError: It has none.
     """
-    old = README.read_text(encoding="utf-8")
-    if not MARK.search(old):
-        raise ValueError(f"{README} has no place for it: <!-- matrix --> and <!-- /matrix -->")
-    README.write_text(MARK.sub(lambda found: f"{found[1]}{table}\n{found[2]}", old), encoding="utf-8")
+    published.write("matrix", table)
 
 
 def as_json(found: Sequence[Found], about: Sequence[str], ours: Iterable[str]) -> dict[str, Any]:

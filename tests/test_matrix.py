@@ -14,7 +14,7 @@ import pytest
 from conformance.keeper import ended
 from conformance.rows import ROWS
 from taskback.pools.child import descendants
-from tests.helpers import ROOT
+from tests.helpers import ROOT, run_python
 
 QUICK = "killed-innocents,raises-two-arguments,raises-unrebuildable,result-unpicklable,argument-deadly,closes-fds"
 LIMIT = 50.0  # seconds; the net under every wait
@@ -27,15 +27,7 @@ def command(*arguments: str) -> list[str]:
 
 def run_matrix(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run it to its end."""
-    return subprocess.run(
-        command(*arguments),
-        cwd=ROOT,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=LIMIT,
-        check=False,
-    )
+    return run_python(*command(*arguments)[1:], timeout=LIMIT)
 
 
 def test_taskback_passes_quick_rows_and_only_those_are_run(tmp_path):

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 
 import pytest
 
-from tests.helpers import ROOT
+from tests.helpers import run_python
 
 LIMIT = 120  # seconds; the net under a hang, beyond the soak's own
 
 
 def soak(*options: str) -> subprocess.CompletedProcess[str]:
     """Run it for a short while, always from the same seed on."""
-    command = [sys.executable, "-m", "soak", "--quiet", "--seed", "7", "--round-limit", "80", *options]
-    return subprocess.run(
-        command, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=LIMIT, stdin=subprocess.DEVNULL
-    )
+    return run_python("-m", "soak", "--quiet", "--seed", "7", "--round-limit", "80", *options, timeout=LIMIT)
 
 
 @pytest.mark.timeout(LIMIT + 10)
